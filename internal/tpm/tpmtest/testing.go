@@ -1,0 +1,73 @@
+package tpmtest
+
+import (
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/trusttree/trusttree/internal/testenv"
+	"github.com/trusttree/trusttree/internal/tpm"
+)
+
+var shared = sync.OnceValues(func() (*Maker, error) {
+	dir, err := os.MkdirTemp("", "tpmtest")
+	if err != nil {
+		return nil, err
+	}
+	return NewMaker(dir)
+})
+
+// New starts a swtpm with EK certificates for a test and returns it with its
+// maker; both are shared setup, the TPM is the test's own. It skips (fails
+// under CI) where swtpm is missing, and fails the test when it leaves handles
+// or sessions in the TPM.
+func New(tb testing.TB) (*TPM, *Maker) {
+	tb.Helper()
+	testenv.Tool(tb, "swtpm", "swtpm")
+	testenv.Tool(tb, "swtpm_setup", "swtpm-tools")
+	m, err := shared()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	t, err := m.NewTPM(tb.Context())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		defer func() { _ = t.PowerOff() }()
+		if t.cmd == nil {
+			return
+		}
+		if h, err := tpm.LoadedHandles(t.Device); err == nil && h.Count() > 0 && !tb.Failed() {
+			tb.Errorf("test left handles in the TPM: transient %x, sessions %x", h.Transient, h.Sessions)
+		}
+	})
+	return t, m
+}
+
+// Bus is a transport that records every byte that passes over the TPM's bus,
+// as a probe on its wires would.
+type Bus struct {
+	transport.TPM
+
+	mu  sync.Mutex
+	log []byte
+}
+
+// Send implements transport.TPM.
+func (b *Bus) Send(command []byte) ([]byte, error) {
+	rsp, err := b.TPM.Send(command)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.log = append(append(b.log, command...), rsp...)
+	return rsp, err
+}
+
+// Bytes returns what has been recorded.
+func (b *Bus) Bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]byte(nil), b.log...)
+}
