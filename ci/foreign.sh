@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# ci/foreign.sh MODPROXY: takes each package alone, at a tagged version from a
+# file proxy, into a foreign module and runs its Examples there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. ci/lib.sh
+work=$(mktemp -d)
+trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
+"$1" -dir . -version v0.1.0 -out "$work/proxy"
+upstream=$(go env GOPROXY)
+export GOPROXY="file://$work/proxy,$upstream" GONOSUMDB=github.com/trusttree/trusttree GOFLAGS=-mod=mod
+for p in $packages; do
+	mkdir "$work/$p"
+	(
+		cd "$work/$p"
+		go mod init "example.org/uses-$p" 2>/dev/null
+		printf 'package uses\n\nimport _ "github.com/trusttree/trusttree/%s"\n' "$p" >uses.go
+		go get -t "github.com/trusttree/trusttree/$p@v0.1.0" 2>/dev/null
+		go build ./...
+		go test -count=1 -run '^Example' "github.com/trusttree/trusttree/$p"
+		for other in $packages; do
+			[ "$other" = "$p" ] || ! go list -deps . | grep -q "^github.com/trusttree/trusttree/$other\$" ||
+				{ echo "$p brings $other"; exit 1; }
+		done
+		printf '%s alone: %s modules\n' "$p" "$(go list -deps -f '{{with .Module}}{{.Path}}{{end}}' . | sort -u | grep -c .)"
+	)
+done

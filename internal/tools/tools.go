@@ -1,0 +1,11 @@
+//go:build tools
+
+// Package tools pins the programs that checks and reports use, in a module of
+// its own so that no user of the library downloads them.
+package tools
+
+import (
+	_ "golang.org/x/perf/cmd/benchstat"
+	_ "golang.org/x/tools/cmd/deadcode"
+	_ "honnef.co/go/tools/cmd/staticcheck"
+)
