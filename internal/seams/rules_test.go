@@ -20,6 +20,9 @@ const module = "github.com/trusttree/trusttree"
 // packages are the seven of the house.
 var packages = []string{"attest", "moduleid", "secureboot", "fscrypt", "update", "tlsconn", "tenantstore"}
 
+// testPackages are those made for users' tests; they alone may link test TPMs.
+var testPackages = []string{"attest/attesttest", "moduleid/moduleidtest", "update/updatetest", "tenantstore/enginetest"}
+
 // rules say who may link what, each with its reason. A package matches a rule
 // when its path below the module begins with one of the words in from.
 var rules = []struct {
@@ -43,7 +46,7 @@ var rules = []struct {
 	{packages, []string{"tlsconn"}, []string{"github.com/landlock-lsm", "github.com/libp2p"},
 		"confinement and multiplexing are the tunnel's"},
 	{packages, nil, []string{module + "/examples"}, "a library does not depend on its examples"},
-	{packages, []string{"attest/attesttest", "moduleid/moduleidtest", "update/updatetest"},
+	{packages, testPackages,
 		[]string{module + "/internal/softtpm", module + "/internal/tpm/tpmtest", module + "/internal/testenv", "testing"},
 		"no production path can select a test TPM, and test hooks stay in test packages"},
 	{[]string{"examples/node", "examples/cloud"}, nil,

@@ -1,0 +1,61 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+)
+
+// Exit codes of all commands.
+const (
+	ExitDone        = 0
+	ExitFailed      = 1
+	ExitUsage       = 2
+	ExitRefused     = 3 // by policy
+	ExitUnavailable = 4 // try later
+)
+
+// CodeError gives an error its exit code and a hint what to do next.
+type CodeError struct {
+	Code int
+	Hint string // one sentence; empty for none
+	Err  error
+}
+
+func (e *CodeError) Error() string { return e.Err.Error() }
+func (e *CodeError) Unwrap() error { return e.Err }
+
+// Usage is an error in how a command was called.
+func Usage(format string, args ...any) error {
+	return &CodeError{Code: ExitUsage, Err: fmt.Errorf(format, args...)}
+}
+
+// Refused is an error by which a policy said no.
+func Refused(err error, hint string) error { return &CodeError{ExitRefused, hint, err} }
+
+// Unavailable is an error that may be gone later.
+func Unavailable(err error, hint string) error { return &CodeError{ExitUnavailable, hint, err} }
+
+// Report prints an error for the person who called the command and returns
+// the exit code.
+func Report(w io.Writer, command string, err error) int {
+	if err == nil {
+		return ExitDone
+	}
+	fmt.Fprintf(w, "%s: %v\n", command, err)
+	var coded *CodeError
+	if errors.As(err, &coded) {
+		if coded.Hint != "" {
+			fmt.Fprintf(w, "%s\n", coded.Hint)
+		}
+		return coded.Code
+	}
+	var netErr net.Error
+	if errors.As(err, &netErr) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return ExitUnavailable
+	}
+	return ExitFailed
+}
