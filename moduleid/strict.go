@@ -1,0 +1,85 @@
+package moduleid
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// decodeStrict decodes one JSON value of at most limit bytes, refusing unknown
+// fields, duplicates of a key, trailing data, and versions other than current
+// (there is no older one yet).
+func decodeStrict(data []byte, limit, current int, v any) error {
+	if len(data) > limit {
+		return fmt.Errorf("%d bytes; the limit is %d", len(data), limit)
+	}
+	var head struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return err
+	}
+	if head.Version != current {
+		return fmt.Errorf("version %d; this reader knows version %d: update it, or write that version", head.Version, current)
+	}
+	if err := uniqueKeys(data); err != nil {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("data after the JSON value")
+	}
+	return nil
+}
+
+const maxDepth = 32
+
+// uniqueKeys refuses objects that name a key twice: readers differ in which
+// one they believe.
+func uniqueKeys(data []byte) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	type level struct {
+		keys map[string]bool // nil in an array
+		key  bool            // the next token of an object is a key
+	}
+	var stack []level
+	for {
+		t, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		top := len(stack) - 1
+		if s, ok := t.(string); ok && top >= 0 && stack[top].keys != nil && stack[top].key {
+			if stack[top].keys[s] {
+				return fmt.Errorf("the key %.80q is there twice", s)
+			}
+			stack[top].keys[s], stack[top].key = true, false
+			continue
+		}
+		switch t {
+		case json.Delim('{'):
+			stack = append(stack, level{keys: map[string]bool{}, key: true})
+		case json.Delim('['):
+			stack = append(stack, level{})
+		case json.Delim('}'), json.Delim(']'):
+			stack = stack[:top]
+			fallthrough
+		default:
+			if n := len(stack); n > 0 {
+				stack[n-1].key = true
+			}
+		}
+		if len(stack) > maxDepth {
+			return fmt.Errorf("nested deeper than %d", maxDepth)
+		}
+	}
+}
