@@ -105,10 +105,13 @@ func newKey(t transport.TPM, h tpm2.TPMHandle, public tpm2.TPM2BPublic, transien
 // CreatePrimary makes the primary key of a template in a hierarchy. The same
 // template gives the same key until the hierarchy's seed changes. Flush it.
 func CreatePrimary(t transport.TPM, hierarchy tpm2.TPMHandle, auth []byte, template tpm2.TPMTPublic) (*Key, error) {
-	rsp, err := tpm2.CreatePrimary{
-		PrimaryHandle: tpm2.AuthHandle{Handle: hierarchy, Auth: tpm2.PasswordAuth(auth)},
-		InPublic:      tpm2.New2B(template),
-	}.Execute(t)
+	return CreatePrimaryAs(t, tpm2.AuthHandle{Handle: hierarchy, Auth: tpm2.PasswordAuth(auth)}, template)
+}
+
+// CreatePrimaryAs is CreatePrimary with the hierarchy authorised in any way,
+// such as a salted session that does not send the auth value.
+func CreatePrimaryAs(t transport.TPM, hierarchy tpm2.AuthHandle, template tpm2.TPMTPublic) (*Key, error) {
+	rsp, err := tpm2.CreatePrimary{PrimaryHandle: hierarchy, InPublic: tpm2.New2B(template)}.Execute(t)
 	if err != nil {
 		return nil, fmt.Errorf("tpm: create primary key: %w", err)
 	}
