@@ -1,0 +1,255 @@
+package attest
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	attestation "github.com/google/go-attestation/attest"
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/trusttree/trusttree/attest/registry"
+)
+
+// Object identifiers of the TCG (TCG EK Credential Profile 2.5, section 3).
+var (
+	oidEKCertificate   = asn1.ObjectIdentifier{2, 23, 133, 8, 1}
+	oidTPMManufacturer = asn1.ObjectIdentifier{2, 23, 133, 2, 1}
+	oidTPMModel        = asn1.ObjectIdentifier{2, 23, 133, 2, 2}
+	oidTPMVersion      = asn1.ObjectIdentifier{2, 23, 133, 2, 3}
+	oidSAN             = asn1.ObjectIdentifier{2, 5, 29, 17}
+)
+
+// Endorsers is whose word about TPMs is taken. There are no built-in roots:
+// the zero value trusts nobody. It is read-only once used.
+type Endorsers struct {
+	// Anchors are certificates of TPM makers, roots or intermediates: a chain
+	// that reaches one of them is good. An intermediate listed here needs no
+	// signature that Go accepts, which is how chains with SHA-1 above it are
+	// taken.
+	Anchors []*x509.Certificate
+	// Intermediates help to build chains and are not trusted by themselves.
+	Intermediates []*x509.Certificate
+	// Allowed, when not empty, lists the only endorsement keys accepted.
+	Allowed []registry.DeviceID
+	// MinFirmware gives the lowest firmware version accepted by manufacturer
+	// ("id:494E5443"), as signed in quotes. Where it is not empty, a
+	// manufacturer not listed is refused.
+	MinFirmware map[string]uint64
+}
+
+// Endorsement is a TPM maker's word about an endorsement key, verified. Only
+// Endorsers.Verify makes one.
+type Endorsement struct {
+	device       registry.DeviceID
+	cert         *x509.Certificate
+	manufacturer string
+	model        string
+	version      string
+}
+
+// Device returns the DeviceID that follows from the key.
+func (e *Endorsement) Device() registry.DeviceID { return e.device }
+
+// Certificate returns the EK certificate.
+func (e *Endorsement) Certificate() *x509.Certificate { return e.cert }
+
+// Manufacturer returns the TPM's manufacturer as in the certificate, such as
+// "id:494E5443".
+func (e *Endorsement) Manufacturer() string { return e.manufacturer }
+
+// Model returns the TPM's model as in the certificate.
+func (e *Endorsement) Model() string { return e.model }
+
+// Version returns the TPM's version as in the certificate.
+func (e *Endorsement) Version() string { return e.version }
+
+// Verify checks an EK certificate (DER, as found in NV) against the anchors,
+// with the help of further certificates: chain, validity at now, extended key
+// usage 2.23.133.8.1, not a CA, TPM manufacturer, model and version in the
+// subject alternative name, key type. Every error is ErrUntrustedEK.
+func (e Endorsers) Verify(chain [][]byte, now time.Time) (*Endorsement, error) {
+	en, err := e.verify(chain, now)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUntrustedEK, err)
+	}
+	return en, nil
+}
+
+func (e Endorsers) verify(chain [][]byte, now time.Time) (*Endorsement, error) {
+	if len(e.Anchors) == 0 {
+		return nil, errors.New("no anchors are configured: give the TPM maker's certificates")
+	}
+	if len(chain) == 0 || len(chain) > maxCertificates {
+		return nil, fmt.Errorf("%d certificates, want 1 to %d", len(chain), maxCertificates)
+	}
+	leaf, err := parseEKCertificate(chain[0])
+	if err != nil {
+		return nil, err
+	}
+	roots, inter := x509.NewCertPool(), x509.NewCertPool()
+	for _, c := range e.Anchors {
+		roots.AddCert(c)
+	}
+	for _, c := range e.Intermediates {
+		inter.AddCert(c)
+	}
+	for _, der := range chain[1:] {
+		c, err := parseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("issuer certificate: %w", err)
+		}
+		inter.AddCert(c)
+	}
+	if _, err := templateOf(leaf.PublicKey); err != nil {
+		return nil, err
+	}
+	if leaf.IsCA || leaf.KeyUsage&x509.KeyUsageCertSign != 0 {
+		return nil, errors.New("certificate is a CA's")
+	}
+	if !slices.ContainsFunc(leaf.UnknownExtKeyUsage, oidEKCertificate.Equal) {
+		return nil, errors.New("certificate lacks the extended key usage 2.23.133.8.1 of an endorsement key")
+	}
+	en := &Endorsement{cert: leaf}
+	if err := en.readSAN(leaf); err != nil {
+		return nil, err
+	}
+	check := *leaf // the critical SAN is read now
+	check.UnhandledCriticalExtensions = slices.DeleteFunc(slices.Clone(leaf.UnhandledCriticalExtensions), oidSAN.Equal)
+	if _, err := check.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: inter, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	}); err != nil {
+		return nil, err
+	}
+	if en.device, err = registry.IDOf(leaf.PublicKey); err != nil {
+		return nil, err
+	}
+	if len(e.Allowed) > 0 && !slices.Contains(e.Allowed, en.device) {
+		return nil, fmt.Errorf("device %s is not on the list of allowed ones", en.device)
+	}
+	return en, nil
+}
+
+// parseEKCertificate parses what makers put into NV: with the TCG's header of
+// five bytes, with padding behind the certificate.
+func parseEKCertificate(der []byte) (*x509.Certificate, error) {
+	if len(der) > maxCertificate {
+		return nil, fmt.Errorf("certificate of %d bytes, limit %d", len(der), maxCertificate)
+	}
+	c, err := attestation.ParseEKCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("EK certificate: %w", err)
+	}
+	if c.PublicKey == nil {
+		return nil, errors.New("EK certificate: its key is of a kind that can't be read (RSASSA-PSS?)")
+	}
+	return c, nil
+}
+
+func parseCertificate(der []byte) (*x509.Certificate, error) {
+	if len(der) > maxCertificate {
+		return nil, fmt.Errorf("certificate of %d bytes, limit %d", len(der), maxCertificate)
+	}
+	return x509.ParseCertificate(der)
+}
+
+// readSAN takes manufacturer, model and version from the directoryName of the
+// subject alternative name (TCG EK Credential Profile 2.5, section 3.1.2).
+func (e *Endorsement) readSAN(c *x509.Certificate) error {
+	bad := errors.New("subject alternative name does not name the TPM's manufacturer, model and version")
+	for _, ext := range c.Extensions {
+		if !ext.Id.Equal(oidSAN) {
+			continue
+		}
+		var names cryptobyte.String
+		in := cryptobyte.String(ext.Value)
+		if !in.ReadASN1(&names, cbasn1.SEQUENCE) || !in.Empty() {
+			return bad
+		}
+		for !names.Empty() {
+			var name cryptobyte.String
+			var tag cbasn1.Tag
+			if !names.ReadAnyASN1(&name, &tag) {
+				return bad
+			}
+			if tag != cbasn1.Tag(4).ContextSpecific().Constructed() {
+				continue
+			}
+			var rdns cryptobyte.String
+			if !name.ReadASN1(&rdns, cbasn1.SEQUENCE) {
+				return bad
+			}
+			for !rdns.Empty() {
+				var set cryptobyte.String
+				if !rdns.ReadASN1(&set, cbasn1.SET) {
+					return bad
+				}
+				for !set.Empty() {
+					var attr, value cryptobyte.String
+					var id asn1.ObjectIdentifier
+					if !set.ReadASN1(&attr, cbasn1.SEQUENCE) || !attr.ReadASN1ObjectIdentifier(&id) || !attr.ReadAnyASN1(&value, &tag) {
+						return bad
+					}
+					if len(value) > 64 || strings.ContainsFunc(string(value), func(r rune) bool { return r < 0x20 || r > 0x7e }) {
+						return bad
+					}
+					switch {
+					case id.Equal(oidTPMManufacturer):
+						e.manufacturer = string(value)
+					case id.Equal(oidTPMModel):
+						e.model = string(value)
+					case id.Equal(oidTPMVersion):
+						e.version = string(value)
+					}
+				}
+			}
+		}
+	}
+	if e.manufacturer == "" || e.model == "" || e.version == "" {
+		return bad
+	}
+	return nil
+}
+
+// firmwareFloor returns ErrFirmware for a TPM whose signed firmware version is
+// too low.
+func (e Endorsers) firmwareFloor(manufacturer string, firmware uint64) error {
+	if len(e.MinFirmware) == 0 {
+		return nil
+	}
+	floor, ok := e.MinFirmware[manufacturer]
+	if !ok {
+		return fmt.Errorf("%w: no floor is set for manufacturer %q", ErrFirmware, manufacturer)
+	}
+	if firmware < floor {
+		return fmt.Errorf("%w: %016x of manufacturer %s, want at least %016x: update the TPM", ErrFirmware, firmware, manufacturer, floor)
+	}
+	return nil
+}
+
+// templateOf returns the TCG template whose key a certificate certifies. Key
+// type and size name it up to what credential activation depends on, so
+// nothing that the node says about its public area is needed (T7).
+func templateOf(key crypto.PublicKey) (ekTemplate, error) {
+	for _, t := range ekTemplates() {
+		switch k := key.(type) {
+		case *rsa.PublicKey:
+			if t.rsaBits == k.N.BitLen() && k.E == 65537 {
+				return t, nil
+			}
+		case *ecdsa.PublicKey:
+			if t.curve != nil && t.curve == k.Curve {
+				return t, nil
+			}
+		}
+	}
+	return ekTemplate{}, fmt.Errorf("no TCG template has an endorsement key like this %T", key)
+}

@@ -1,0 +1,21 @@
+package attest
+
+import (
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/trusttree/trusttree/attest/registry"
+)
+
+// AKTemplate and EnrollBinding let tests forge what a thief's own code could
+// make.
+func AKTemplate() tpm2.TPMTPublic { return akTemplate() }
+
+func EnrollBinding(id registry.DeviceID, nonce []byte, spki [32]byte) []byte {
+	return enrollBinding(id, nonce, spki)
+}
+
+// Binding gives the vectors' test the formula.
+func Binding(s Session, nonce, binding []byte, bodies []Body) (digest [32]byte, qualifying []byte) {
+	digest = bodiesDigest(bodies)
+	return digest, s.qualifyingData(nonce, binding, digest)
+}

@@ -1,0 +1,452 @@
+package attest
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/registry"
+	"github.com/trusttree/trusttree/internal/tpm"
+)
+
+// Collector gathers one body of evidence: a log, an inventory of modules. The
+// nonce is the verifier's, for what signs freshly. Collectors run before the
+// quote, so that what they extend into PCRs is in it.
+type Collector func(ctx context.Context, nonce []byte) (mediaType string, body []byte, err error)
+
+// FileCollector returns a Collector of one file, of at most limit bytes, such
+// as /sys/kernel/security/tpm0/binary_bios_measurements.
+func FileCollector(mediaType, name string, limit int64) Collector {
+	return func(context.Context, []byte) (string, []byte, error) {
+		f, err := os.Open(name)
+		if err != nil {
+			return "", nil, err
+		}
+		defer f.Close()
+		b, err := io.ReadAll(io.LimitReader(f, limit+1)) // kernel logs have no size of their own
+		if err == nil && int64(len(b)) > limit {
+			err = fmt.Errorf("%s is larger than %d bytes", name, limit)
+		}
+		return mediaType, b, err
+	}
+}
+
+// NodeConfig configures a Node.
+type NodeConfig struct {
+	// EKName pins the endorsement key by its TPM name, as EndorsementKey.Name
+	// gave it when the node was provisioned. Salts of sessions that carry
+	// secrets are encrypted to this key, so a probe on the bus that poses as the
+	// TPM learns nothing.
+	EKName []byte
+	// Endorsers is used to tell a real endorsement key where EKName is empty:
+	// the certificate in the TPM must be from one of them. One of both is
+	// required.
+	Endorsers Endorsers
+	// OwnerAuth is the auth value of the owner hierarchy, mostly empty; without
+	// zero bytes. It is proven in sessions salted to the endorsement key and
+	// never sent. The endorsement hierarchy's must be empty.
+	OwnerAuth []byte
+	// Collectors gather the bodies of evidence. Each media type comes once.
+	Collectors []Collector
+	Now        func() time.Time // time.Now when nil
+	Log        *slog.Logger     // nothing is logged when nil
+}
+
+// Node is the attester: the identity of the machine it runs on. It is safe for
+// concurrent use. It leaves nothing in the TPM but the persistent TLS key and
+// the NV index of its certificate.
+type Node struct {
+	c      NodeConfig
+	dev    *tpm.Device
+	ek     EndorsementKey // the one this node enrols with
+	device registry.DeviceID
+	ak     *quote.Key
+	akPub  []byte
+}
+
+// EndorsementKey is an endorsement key of the TPM for which NV holds a
+// certificate.
+type EndorsementKey struct {
+	Template    string              // as in the TCG EK Credential Profile, such as "L-1"
+	Name        []byte              // TPM name, for NodeConfig.EKName
+	Certificate *x509.Certificate   // not verified
+	Chain       []*x509.Certificate // issuers found in NV, not verified
+	template    ekTemplate
+	handle      tpm2.TPMHandle // 0 when the key is not persistent
+}
+
+// Open returns the Node of a TPM. It finds the endorsement key to use: the
+// pinned one, or else the first in the order L-2, H-2, H-3, L-1, H-1, H-6, H-7
+// that NV has a certificate for and c.Endorsers vouches for. Errors are ErrPin,
+// ErrNoKey, ErrUntrustedEK and those of the TPM. The TPM stays the caller's to
+// close.
+func Open(ctx context.Context, t transport.TPM, c NodeConfig) (*Node, error) {
+	if len(c.EKName) == 0 && len(c.Endorsers.Anchors) == 0 {
+		return nil, fmt.Errorf("%w: give NodeConfig.EKName or Endorsers: an unknown key protects no session", ErrPin)
+	}
+	if bytes.IndexByte(c.OwnerAuth, 0) >= 0 {
+		return nil, errors.New("attest: NodeConfig.OwnerAuth has a zero byte")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	n := &Node{c: c, dev: tpm.Wrap(t)}
+	err := n.dev.Do(ctx, n.open)
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) open(d *tpm.Device) error {
+	var refused error
+	for _, t := range ekTemplates() {
+		ek, err := n.readEK(d, t)
+		if errors.Is(err, ErrNoKey) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if len(n.c.EKName) > 0 {
+			if !bytes.Equal(ek.Name, n.c.EKName) {
+				refused = fmt.Errorf("%w: template %s has name %x", ErrPin, t.name, ek.Name)
+				continue
+			}
+		} else if _, err := n.c.Endorsers.Verify(ek.ders(), n.c.Now()); err != nil {
+			refused = errors.Join(refused, err)
+			continue
+		}
+		n.ek = *ek
+		break
+	}
+	if n.ek.Certificate == nil {
+		if refused == nil {
+			refused = fmt.Errorf("%w: NV has no endorsement certificate that this package knows", ErrNoKey)
+		}
+		return refused
+	}
+	var err error
+	if n.device, err = registry.IDOf(n.ek.Certificate.PublicKey); err != nil {
+		return err
+	}
+	return n.withAK(d, func(ak *tpm.Key) error {
+		n.akPub = tpm2.Marshal(ak.Public)
+		n.ak, err = quote.ParseKey(n.akPub)
+		return err
+	})
+}
+
+// Device returns the node's DeviceID, which follows from its endorsement key.
+func (n *Node) Device() registry.DeviceID { return n.device }
+
+// EndorsementKey returns the endorsement key that this node enrols with.
+func (n *Node) EndorsementKey() EndorsementKey { return n.ek }
+
+// EndorsementKeys returns every endorsement key that NV has a certificate for
+// and that the TPM holds or can make again.
+func (n *Node) EndorsementKeys(ctx context.Context) ([]EndorsementKey, error) {
+	var list []EndorsementKey
+	err := n.dev.Do(ctx, func(d *tpm.Device) error {
+		for _, t := range ekTemplates() {
+			ek, err := n.readEK(d, t)
+			if errors.Is(err, ErrNoKey) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			list = append(list, *ek)
+		}
+		return nil
+	})
+	return list, err
+}
+
+func (e *EndorsementKey) ders() [][]byte {
+	ders := [][]byte{e.Certificate.Raw}
+	for _, c := range e.Chain {
+		if len(ders) < maxCertificates {
+			ders = append(ders, c.Raw)
+		}
+	}
+	return ders
+}
+
+// readEK reads one template's certificate and finds or makes its key, which
+// must be the certified one.
+func (n *Node) readEK(d *tpm.Device, t ekTemplate) (*EndorsementKey, error) {
+	der, err := readNV(d, t.cert)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := parseEKCertificate(der)
+	if err != nil {
+		n.c.Log.Warn("endorsement certificate can't be read", "event", "ek_unreadable", "template", t.name, "error", err.Error())
+		return nil, fmt.Errorf("%w: %w", ErrNoKey, err)
+	}
+	want, err := t.public(cert.PublicKey)
+	if err != nil {
+		return nil, fmt.Errorf("%w: template %s: %w", ErrNoKey, t.name, err)
+	}
+	name, err := tpm2.ObjectName(&want)
+	if err != nil {
+		return nil, fmt.Errorf("attest: name of endorsement key: %w", err)
+	}
+	ek := &EndorsementKey{Template: t.name, Name: name.Buffer, Certificate: cert, template: t}
+	if k, err := tpm.ReadKey(d, t.handle); err == nil && bytes.Equal(k.Name.Buffer, name.Buffer) {
+		ek.handle = t.handle
+	} else {
+		k, err := tpm.CreatePrimary(d, tpm2.TPMRHEndorsement, nil, must(t.public(nil)))
+		if err != nil {
+			return nil, fmt.Errorf("attest: endorsement key %s: %w", t.name, err)
+		}
+		if err := k.Flush(); err != nil {
+			return nil, err
+		}
+		if !bytes.Equal(k.Name.Buffer, name.Buffer) {
+			n.c.Log.Warn("TPM has another endorsement key than the certified one", "event", "ek_mismatch", "template", t.name)
+			return nil, fmt.Errorf("%w: template %s: the certificate is for another key", ErrNoKey, t.name)
+		}
+	}
+	ek.Chain = readChain(d)
+	return ek, nil
+}
+
+func must(p tpm2.TPMTPublic, err error) tpm2.TPMTPublic {
+	if err != nil {
+		panic(err) // a template without a key has no way to fail
+	}
+	return p
+}
+
+// withEK calls f with the pinned endorsement key loaded.
+func (n *Node) withEK(d *tpm.Device, f func(ek *tpm.Key) error) (err error) {
+	var k *tpm.Key
+	if n.ek.handle != 0 {
+		k, err = tpm.ReadKey(d, n.ek.handle)
+	} else {
+		k, err = tpm.CreatePrimary(d, tpm2.TPMRHEndorsement, nil, must(n.ek.template.public(nil)))
+	}
+	if err != nil {
+		return fmt.Errorf("attest: endorsement key: %w", err)
+	}
+	defer func() { err = errors.Join(err, k.Flush()) }()
+	if err := k.Pin(n.ek.Name); err != nil {
+		return fmt.Errorf("%w: %w", ErrPin, err)
+	}
+	return f(k)
+}
+
+// withOwner calls f with the owner hierarchy's authorisation, which holds for
+// any number of commands.
+func (n *Node) withOwner(d *tpm.Device, f func(owner tpm2.AuthHandle) error) error {
+	if len(n.c.OwnerAuth) == 0 {
+		return f(tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)})
+	}
+	return n.withEK(d, func(ek *tpm.Key) error {
+		return f(tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: ek.Session(tpm2.Auth(n.c.OwnerAuth))})
+	})
+}
+
+// withAK calls f with the attestation key loaded, which must be the same as
+// when the Node was opened.
+func (n *Node) withAK(d *tpm.Device, f func(ak *tpm.Key) error) (err error) {
+	k, err := tpm.CreatePrimary(d, tpm2.TPMRHEndorsement, nil, akTemplate())
+	if err != nil {
+		return fmt.Errorf("attest: attestation key: %w", err)
+	}
+	defer func() { err = errors.Join(err, k.Flush()) }()
+	if n.ak != nil {
+		if err := k.Pin(n.ak.Name()); err != nil {
+			return fmt.Errorf("attest: attestation key: %w", err)
+		}
+	}
+	return f(k)
+}
+
+// EnrollmentRequest returns the first message of an enrolment. token is what
+// the owner asks for admission, if anything.
+func (n *Node) EnrollmentRequest(token []byte) *EnrollmentRequest {
+	return &EnrollmentRequest{Version: messageVersion, EKCertificates: n.ek.ders(), AKPublic: bytes.Clone(n.akPub), Token: bytes.Clone(token)}
+}
+
+// Activate answers the cloud's challenge: it has the TPM open the credential,
+// in a session that a probe on the bus can't read, and has the attestation key
+// certify the TLS key. Errors are ErrMalformed, ErrChallenge when the challenge
+// is for another device, and those of the TPM.
+func (n *Node) Activate(ctx context.Context, c *ActivationChallenge, key *DeviceKey) (*ActivationResponse, error) {
+	if err := check(c); err != nil {
+		return nil, err
+	}
+	if c.Device != n.device {
+		return nil, fmt.Errorf("%w: it is for device %s, this is %s", ErrChallenge, c.Device, n.device)
+	}
+	spki, err := key.spki()
+	if err != nil {
+		return nil, err
+	}
+	rsp := &ActivationResponse{Version: messageVersion, ID: c.ID, KeyPublic: tpm2.Marshal(key.pub)}
+	err = n.dev.Do(ctx, func(d *tpm.Device) error {
+		if err := n.withEK(d, func(ek *tpm.Key) error {
+			return n.withAK(d, func(ak *tpm.Key) error {
+				rsp.Secret, err = n.activate(d, ek, ak, c)
+				return err
+			})
+		}); err != nil {
+			return err
+		}
+		return n.withAK(d, func(ak *tpm.Key) error {
+			r, err := tpm2.Certify{
+				ObjectHandle:   tpm2.AuthHandle{Handle: key.handle, Name: key.name, Auth: tpm2.PasswordAuth(nil)},
+				SignHandle:     ak.Auth(nil),
+				QualifyingData: tpm2.TPM2BData{Buffer: enrollBinding(n.device, c.Nonce, spki)},
+				InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
+			}.Execute(d)
+			if err != nil {
+				return fmt.Errorf("attest: certify TLS key: %w", err)
+			}
+			rsp.Certify, rsp.Signature = r.CertifyInfo.Bytes(), tpm2.Marshal(r.Signature)
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	rsp.CSR, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{SignatureAlgorithm: x509.ECDSAWithSHA256}, key)
+	if err != nil {
+		return nil, fmt.Errorf("attest: certificate request: %w", err)
+	}
+	return rsp, nil
+}
+
+// activate opens a credential. The secret comes out encrypted to a session
+// whose salt only the pinned endorsement key can read.
+func (n *Node) activate(d *tpm.Device, ek, ak *tpm.Key, c *ActivationChallenge) (secret []byte, err error) {
+	ekAuth := ek.Session(tpm.EncryptOut())
+	if !n.ek.template.high {
+		sess, done, err := ek.PolicySession(d, tpm.EncryptOut())
+		if err != nil {
+			return nil, fmt.Errorf("attest: policy session: %w", err)
+		}
+		defer func() { err = errors.Join(err, done()) }()
+		_, err = tpm2.PolicySecret{
+			AuthHandle:    tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
+			PolicySession: sess.Handle(),
+			NonceTPM:      sess.NonceTPM(),
+		}.Execute(d)
+		if err != nil {
+			return nil, fmt.Errorf("attest: endorsement policy: %w", err)
+		}
+		ekAuth = sess
+	}
+	r, err := tpm2.ActivateCredential{
+		ActivateHandle: ak.Auth(nil),
+		KeyHandle:      ek.Auth(ekAuth),
+		CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.Credential},
+		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: c.Secret},
+	}.Execute(d)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrActivation, err)
+	}
+	return r.CertInfo.Buffer, nil
+}
+
+// Evidence answers a verifier's challenge over the session s: bodies from all
+// collectors, then a quote over exactly the PCRs asked for, bound to the
+// bodies, the nonce and the TLS session. Errors are ErrMalformed, ErrChallenge
+// when the challenge is not for this session, and those of collectors and TPM.
+func (n *Node) Evidence(ctx context.Context, s Session, c *Challenge) (*Evidence, error) {
+	if err := errors.Join(check(c), s.check()); err != nil {
+		return nil, err
+	}
+	switch {
+	case c.Device != n.device || s.Device != n.device:
+		return nil, fmt.Errorf("%w: it is for device %s, this is %s", ErrChallenge, c.Device, n.device)
+	case c.Purpose != s.Purpose:
+		return nil, fmt.Errorf("%w: it is for purpose %q, not %q", ErrChallenge, c.Purpose, s.Purpose)
+	case s.Binding == [32]byte{}:
+		return nil, fmt.Errorf("attest: session: no binding to the TLS session")
+	}
+	e := &Evidence{Version: messageVersion, Challenge: c.ID}
+	for _, collect := range n.c.Collectors {
+		mediaType, data, err := collect(ctx, bytes.Clone(c.Nonce))
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("attest: collect evidence: %w", err)
+		}
+		e.Bodies = append(e.Bodies, Body{mediaType, data})
+	}
+	slices.SortFunc(e.Bodies, func(a, b Body) int { return bytes.Compare([]byte(a.MediaType), []byte(b.MediaType)) })
+	qualifying := s.qualifyingData(c.Nonce, s.Binding[:], bodiesDigest(e.Bodies))
+	err := n.dev.Do(ctx, func(d *tpm.Device) error {
+		return n.withAK(d, func(ak *tpm.Key) error { return n.quote(ctx, d, ak, e, c.PCRs, qualifying) })
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e, check(e)
+}
+
+// quoteTries bounds how often PCRs are read and quoted again when something
+// was measured in between.
+const quoteTries = 5
+
+func (n *Node) quote(ctx context.Context, d *tpm.Device, ak *tpm.Key, e *Evidence, sel []quote.Selection, qualifying []byte) error {
+	var list tpm2.TPMLPCRSelection
+	for _, s := range sel {
+		ts, err := tpm.Selection(s.Bank, s.PCRs)
+		if err != nil {
+			return err
+		}
+		list.PCRSelections = append(list.PCRSelections, ts)
+	}
+	var err error
+	for range quoteTries {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("attest: quote: %w", err)
+		}
+		e.PCRValues = e.PCRValues[:0]
+		for _, s := range sel {
+			values, err := tpm.ReadPCRs(d, s.Bank, s.PCRs...)
+			if err != nil {
+				return err
+			}
+			for _, p := range s.PCRs {
+				e.PCRValues = append(e.PCRValues, values[p]...)
+			}
+		}
+		r, qerr := tpm2.Quote{
+			SignHandle: ak.Auth(nil), QualifyingData: tpm2.TPM2BData{Buffer: qualifying},
+			InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, PCRSelect: list,
+		}.Execute(d)
+		if qerr != nil {
+			return fmt.Errorf("attest: quote: %w", qerr)
+		}
+		e.Quote, e.Signature = r.Quoted.Bytes(), tpm2.Marshal(r.Signature)
+		if _, err = n.ak.VerifyQuote(e.Quote, e.Signature, e.PCRValues, sel, qualifying); !errors.Is(err, quote.ErrPCRMismatch) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("attest: own quote does not verify: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+package attest
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/trusttree/trusttree/internal/tpm"
+)
+
+const (
+	maxNV     = 16 << 10 // the largest NV index read, in bytes
+	nvChunk   = 512      // bytes in one command: less than every TPM's TPM_PT_NV_BUFFER_MAX
+	maxChains = 8        // indices looked at for EK issuers
+)
+
+// readNV reads a whole NV index that its own auth value (empty) or the owner
+// may read, as TCG certificate indices are. ErrNoKey says that it is not there.
+func readNV(d *tpm.Device, index tpm2.TPMHandle) ([]byte, error) {
+	pub, err := tpm2.NVReadPublic{NVIndex: index}.Execute(d)
+	if errors.Is(err, tpm2.TPMRCHandle) {
+		return nil, fmt.Errorf("%w: NV index 0x%08x", ErrNoKey, uint32(index))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attest: NV index 0x%08x: %w", uint32(index), err)
+	}
+	info, err := pub.NVPublic.Contents()
+	if err != nil {
+		return nil, fmt.Errorf("attest: NV index 0x%08x: %w", uint32(index), err)
+	}
+	size := int(info.DataSize)
+	if size > maxNV || !info.Attributes.Written {
+		return nil, fmt.Errorf("%w: NV index 0x%08x has %d bytes or was never written", ErrNoKey, uint32(index), size)
+	}
+	data := make([]byte, 0, size)
+	for len(data) < size {
+		r, err := tpm2.NVRead{
+			AuthHandle: tpm2.AuthHandle{Handle: index, Name: pub.NVName, Auth: tpm2.PasswordAuth(nil)},
+			NVIndex:    tpm2.NamedHandle{Handle: index, Name: pub.NVName},
+			Size:       uint16(min(nvChunk, size-len(data))), Offset: uint16(len(data)),
+		}.Execute(d)
+		if err != nil {
+			return nil, fmt.Errorf("attest: read NV index 0x%08x: %w", uint32(index), err)
+		}
+		if len(r.Data.Buffer) == 0 {
+			return nil, fmt.Errorf("attest: read NV index 0x%08x: the TPM gave nothing", uint32(index))
+		}
+		data = append(data, r.Data.Buffer...)
+	}
+	return data, nil
+}
+
+// readChain returns the issuers that the TPM's maker left in NV (TCG EK
+// Credential Profile 2.5, section 2.2.1.5.2). What can't be read is left out:
+// the chain is checked by whom it convinces.
+func readChain(d *tpm.Device) []*x509.Certificate {
+	var all []byte
+	for i := range tpm2.TPMHandle(maxChains) {
+		der, err := readNV(d, tpm.NVEKChainFirst+i)
+		if err != nil {
+			break
+		}
+		all = append(all, der...)
+	}
+	certs, err := x509.ParseCertificates(all)
+	if err != nil {
+		return nil
+	}
+	return certs
+}
+
+// writeNV replaces the content of an index of ours. The index is made of the
+// right size; the owner may write, everybody may read.
+func writeNV(d *tpm.Device, owner tpm2.AuthHandle, index tpm2.TPMHandle, data []byte) error {
+	if len(data) > 2048 {
+		return fmt.Errorf("attest: %d bytes for NV index 0x%08x, limit 2048: give the node a shorter chain", len(data), uint32(index))
+	}
+	if err := undefineNV(d, owner, index); err != nil {
+		return err
+	}
+	public := tpm2.TPMSNVPublic{
+		NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(data)),
+		Attributes: tpm2.TPMANV{OwnerWrite: true, OwnerRead: true, AuthRead: true, NoDA: true},
+	}
+	if _, err := (tpm2.NVDefineSpace{AuthHandle: owner, PublicInfo: tpm2.New2B(public)}).Execute(d); err != nil {
+		return fmt.Errorf("attest: define NV index 0x%08x: %w", uint32(index), err)
+	}
+	for off := 0; off < len(data); off += nvChunk {
+		pub, err := tpm2.NVReadPublic{NVIndex: index}.Execute(d) // the first write changes the name
+		if err != nil {
+			return fmt.Errorf("attest: NV index 0x%08x: %w", uint32(index), err)
+		}
+		_, err = tpm2.NVWrite{
+			AuthHandle: owner, NVIndex: tpm2.NamedHandle{Handle: index, Name: pub.NVName},
+			Data: tpm2.TPM2BMaxNVBuffer{Buffer: data[off:min(off+nvChunk, len(data))]}, Offset: uint16(off),
+		}.Execute(d)
+		if err != nil {
+			return fmt.Errorf("attest: write NV index 0x%08x: %w", uint32(index), err)
+		}
+	}
+	return nil
+}
+
+func undefineNV(d *tpm.Device, owner tpm2.AuthHandle, index tpm2.TPMHandle) error {
+	pub, err := tpm2.NVReadPublic{NVIndex: index}.Execute(d)
+	if errors.Is(err, tpm2.TPMRCHandle) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("attest: NV index 0x%08x: %w", uint32(index), err)
+	}
+	_, err = tpm2.NVUndefineSpace{AuthHandle: owner, NVIndex: tpm2.NamedHandle{Handle: index, Name: pub.NVName}}.Execute(d)
+	if err != nil {
+		return fmt.Errorf("attest: undefine NV index 0x%08x: %w", uint32(index), err)
+	}
+	return nil
+}

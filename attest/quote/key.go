@@ -1,0 +1,260 @@
+package quote
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/subtle"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// Key is an attestation key's public part, checked: a restricted signing key
+// that was made in its TPM and can't leave it. A Key is immutable and safe for
+// concurrent use; parse it once for each device and keep it.
+type Key struct {
+	p *public
+}
+
+// ParseKey parses the TPMT_PUBLIC of an attestation key. Errors are
+// ErrMalformed and ErrKey. A key is refused unless it is fixedTPM, fixedParent,
+// sensitiveDataOrigin, restricted and sign but not decrypt, with a scheme of
+// its own (RSASSA, RSAPSS or ECDSA with SHA-256 or stronger).
+func ParseKey(tpmtPublic []byte) (*Key, error) {
+	p, err := parsePublic(tpmtPublic)
+	if err != nil {
+		return nil, err
+	}
+	if p.attrs&^attrFree != attrResident|attrRestricted|attrSign {
+		return nil, fmt.Errorf("%w: attributes %08x are not those of an attestation key", ErrKey, p.attrs)
+	}
+	if hashOf(p.schemeHash) == 0 {
+		return nil, fmt.Errorf("%w: scheme %04x with hash %04x: an attestation key needs a scheme with SHA-256 or stronger", ErrKey, p.scheme, p.schemeHash)
+	}
+	_, isRSA := p.key.(*rsa.PublicKey)
+	if isRSA != (p.scheme == algRSASSA || p.scheme == algRSAPSS) || !isRSA && p.scheme != algECDSA {
+		return nil, fmt.Errorf("%w: scheme %04x does not fit the key's type", ErrKey, p.scheme)
+	}
+	return &Key{p}, nil
+}
+
+// Name returns the key's TPM name: name algorithm and digest of its public
+// area (TPM 2.0 Library, part 1, section 16).
+func (k *Key) Name() []byte { return bytes.Clone(k.p.name) }
+
+// Public returns the key as *rsa.PublicKey or *ecdsa.PublicKey.
+func (k *Key) Public() crypto.PublicKey { return k.p.key }
+
+// Values is what a quote proved: the values of exactly the PCRs asked for, and
+// the TPM's clock and firmware at that moment. Only VerifyQuote makes one.
+type Values struct {
+	sel      []Selection
+	values   []byte
+	clock    tpm2.TPMSClockInfo
+	firmware uint64
+}
+
+// PCR returns one value, or nil for a PCR that was not selected. The slice is
+// the caller's to read, not to write.
+func (v Values) PCR(bank crypto.Hash, pcr int) []byte {
+	off := 0
+	for _, s := range v.sel {
+		for _, p := range s.PCRs {
+			if s.Bank == bank && p == pcr {
+				return v.values[off : off+bank.Size() : off+bank.Size()]
+			}
+			off += s.Bank.Size()
+		}
+	}
+	return nil
+}
+
+// Bank returns the values of one bank by PCR.
+func (v Values) Bank(bank crypto.Hash) map[int][]byte {
+	m := map[int][]byte{}
+	for _, s := range v.sel {
+		if s.Bank == bank {
+			for _, p := range s.PCRs {
+				m[p] = bytes.Clone(v.PCR(bank, p))
+			}
+		}
+	}
+	return m
+}
+
+// Clock returns the TPM's clock, reset and restart counts.
+func (v Values) Clock() tpm2.TPMSClockInfo { return v.clock }
+
+// Firmware returns the TPM's firmware version, as signed.
+func (v Values) Firmware() uint64 { return v.firmware }
+
+// VerifyQuote verifies a quote: the signature first, then that the TPM made
+// it over exactly the PCRs sel with the qualifying data given, then that
+// values, the digests of those PCRs one after the other in the selection's
+// order, are what was quoted. Errors are ErrSignature, ErrMalformed, ErrNonce,
+// ErrSelection and ErrPCRMismatch. The result refers to sel and values: leave
+// them unchanged.
+func (k *Key) VerifyQuote(tpmsAttest, tpmtSignature, values []byte, sel []Selection, qualifying []byte) (Values, error) {
+	if err := CheckSelection(sel); err != nil {
+		return Values{}, err
+	}
+	if want := ValuesSize(sel); len(values) != want {
+		return Values{}, fmt.Errorf("%w: %d bytes of PCR values, want %d", ErrPCRMismatch, len(values), want)
+	}
+	if err := k.verify(tpmsAttest, tpmtSignature); err != nil {
+		return Values{}, err
+	}
+	a, err := parseAttested(tpmsAttest, attestQuote)
+	if err != nil {
+		return Values{}, err
+	}
+	if err := checkNonce(a.extraData, qualifying); err != nil {
+		return Values{}, err
+	}
+	var buf [4 + 6*maxBanks]byte
+	if want := appendSelection(buf[:0], sel); !bytes.Equal(a.selection, want) {
+		return Values{}, fmt.Errorf("%w: quoted %x, asked for %x", ErrSelection, a.selection, want)
+	}
+	if !matches(hashOf(k.p.schemeHash), values, a.digest) {
+		return Values{}, fmt.Errorf("%w: the values given are not those that were quoted", ErrPCRMismatch)
+	}
+	return Values{sel, values, a.clock, a.firmware}, nil
+}
+
+// VerifyCertify verifies that this key's TPM holds the key whose TPMT_PUBLIC
+// is given (TPM2_Certify): the signature first, then the qualifying data, the
+// name, and that the certified key is an unrestricted signing key which was
+// made in that TPM and can't leave it. It returns the certified key. Errors
+// are ErrSignature, ErrMalformed, ErrNonce and ErrKey.
+func (k *Key) VerifyCertify(tpmsAttest, tpmtSignature, tpmtPublic, qualifying []byte) (crypto.PublicKey, error) {
+	if err := k.verify(tpmsAttest, tpmtSignature); err != nil {
+		return nil, err
+	}
+	a, err := parseAttested(tpmsAttest, attestCertify)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkNonce(a.extraData, qualifying); err != nil {
+		return nil, err
+	}
+	p, err := parsePublic(tpmtPublic)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(p.name, a.name) {
+		return nil, fmt.Errorf("%w: another key was certified", ErrKey)
+	}
+	if p.attrs&^attrFree != attrResident|attrSign {
+		return nil, fmt.Errorf("%w: attributes %08x are not those of a key that signs and stays in its TPM", ErrKey, p.attrs)
+	}
+	return p.key, nil
+}
+
+func checkNonce(got, want []byte) error {
+	if len(want) < 32 || subtle.ConstantTimeCompare(got, want) != 1 {
+		return ErrNonce
+	}
+	return nil
+}
+
+func matches(hash crypto.Hash, values, digest []byte) bool {
+	switch hash {
+	case crypto.SHA256:
+		d := sha256.Sum256(values)
+		return bytes.Equal(d[:], digest)
+	case crypto.SHA384:
+		d := sha512.Sum384(values)
+		return bytes.Equal(d[:], digest)
+	case crypto.SHA512:
+		d := sha512.Sum512(values)
+		return bytes.Equal(d[:], digest)
+	}
+	return false
+}
+
+// verify checks a TPMT_SIGNATURE over data. The signature must use the scheme
+// and the hash that the key itself prescribes.
+func (k *Key) verify(data, sig []byte) error {
+	if len(data) > maxAttested || len(sig) > maxSignature {
+		return fmt.Errorf("%w: %d bytes attested, signature of %d", ErrMalformed, len(data), len(sig))
+	}
+	c := cursor{b: sig}
+	if scheme, hash := c.u16(), c.u16(); !c.bad && (scheme != k.p.scheme || hash != k.p.schemeHash) {
+		return fmt.Errorf("%w: scheme %04x with hash %04x is not the key's", ErrSignature, scheme, hash)
+	}
+	var buf [64]byte
+	var digest []byte
+	hash := hashOf(k.p.schemeHash)
+	switch hash {
+	case crypto.SHA256:
+		d := sha256.Sum256(data)
+		digest = append(buf[:0], d[:]...)
+	case crypto.SHA384:
+		d := sha512.Sum384(data)
+		digest = append(buf[:0], d[:]...)
+	default:
+		d := sha512.Sum512(data)
+		digest = append(buf[:0], d[:]...)
+	}
+	ok := false
+	switch key := k.p.key.(type) {
+	case *rsa.PublicKey:
+		s := c.sized(512)
+		if !c.done() {
+			return fmt.Errorf("%w: signature is cut short or has bytes too many", ErrMalformed)
+		}
+		if k.p.scheme == algRSASSA {
+			ok = rsa.VerifyPKCS1v15(key, hash, digest, s) == nil
+		} else {
+			ok = rsa.VerifyPSS(key, hash, digest, s, nil) == nil
+		}
+	case *ecdsa.PublicKey:
+		r, s := c.sized(66), c.sized(66)
+		if !c.done() {
+			return fmt.Errorf("%w: signature is cut short or has bytes too many", ErrMalformed)
+		}
+		var der [160]byte
+		ok = ecdsa.VerifyASN1(key, digest, appendSignature(der[:0], r, s))
+	}
+	if !ok {
+		return ErrSignature
+	}
+	return nil
+}
+
+// appendSignature appends ASN.1 SEQUENCE { INTEGER r, INTEGER s }.
+func appendSignature(b, r, s []byte) []byte {
+	r, s = trim(r), trim(s)
+	n := 4 + len(r) + len(s) + pad(r) + pad(s)
+	b = append(b, 0x30)
+	if n > 127 {
+		b = append(b, 0x81)
+	}
+	b = append(b, byte(n))
+	for _, v := range [...][]byte{r, s} {
+		b = append(b, 2, byte(len(v)+pad(v)))
+		if pad(v) == 1 {
+			b = append(b, 0)
+		}
+		b = append(b, v...)
+	}
+	return b
+}
+
+func trim(v []byte) []byte {
+	for len(v) > 1 && v[0] == 0 {
+		v = v[1:]
+	}
+	return v
+}
+
+func pad(v []byte) int {
+	if len(v) == 0 || v[0] >= 0x80 {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,393 @@
+package attest
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/registry"
+)
+
+// Defaults and limits of times, on the cloud's side.
+const (
+	defaultChallengeTTL = 2 * time.Minute
+	maxChallengeTTL     = 10 * time.Minute
+	defaultCertTTL      = 24 * time.Hour
+	maxCertTTL          = 24 * time.Hour
+	backdate            = time.Minute // how much a certificate's start lies back, for clocks that differ
+	maxConflicts        = 16          // how often a lost compare-and-swap is tried again
+)
+
+// RegistrarConfig configures a Registrar. Every field without a default is
+// required.
+type RegistrarConfig struct {
+	Endorsers Endorsers
+	// Admit is the owner's decision whether a TPM may become one of his nodes.
+	// It is asked when an enrolment begins, and once more with Proven set when
+	// the TPM has proven itself: the moment to use up a token. Any error
+	// refuses.
+	Admit      func(ctx context.Context, a Applicant) error
+	Devices    registry.DeviceStore
+	Challenges registry.ChallengeStore
+	Issuer     Issuer
+	// TrustDomain is the SPIFFE trust domain of the nodes' names.
+	TrustDomain string
+	// CertificateTTL is how long issued certificates are valid: 24 hours when
+	// zero, which is also the most.
+	CertificateTTL time.Duration
+	// ChallengeTTL is how long a node has to answer: 2 minutes when zero, 10 at
+	// most.
+	ChallengeTTL time.Duration
+	Now          func() time.Time // time.Now when nil
+	Log          *slog.Logger     // nothing is logged when nil
+}
+
+// Applicant is who asks to be enrolled.
+type Applicant struct {
+	Endorsement *Endorsement
+	Token       []byte // as the node sent it, up to 1 KiB; nil when none
+	// Proven says that the TPM has answered the challenge.
+	Proven bool
+}
+
+// Registrar enrols nodes: it binds a device's identity to the TPM that holds
+// its endorsement key, and has the owner's certificate issued. It keeps no
+// state but the stores', and is safe for concurrent use.
+type Registrar struct{ c RegistrarConfig }
+
+// NewRegistrar checks the configuration and returns a Registrar.
+func NewRegistrar(c RegistrarConfig) (*Registrar, error) {
+	var err error
+	switch {
+	case len(c.Endorsers.Anchors) == 0:
+		err = errors.New("no Endorsers.Anchors: no TPM could enrol")
+	case c.Admit == nil:
+		err = errors.New("no Admit: nobody decides who may enrol")
+	case c.Devices == nil || c.Challenges == nil:
+		err = errors.New("the stores Devices and Challenges are required")
+	case c.Issuer == nil:
+		err = errors.New("no Issuer")
+	default:
+		err = checkTrustDomain(c.TrustDomain)
+	}
+	if err == nil {
+		err = errors.Join(
+			ttl(&c.CertificateTTL, defaultCertTTL, maxCertTTL, "CertificateTTL"),
+			ttl(&c.ChallengeTTL, defaultChallengeTTL, maxChallengeTTL, "ChallengeTTL"))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attest: registrar: %w", err)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Registrar{c}, nil
+}
+
+func ttl(d *time.Duration, def, most time.Duration, name string) error {
+	if *d == 0 {
+		*d = def
+	}
+	if *d < time.Second || *d > most {
+		return fmt.Errorf("%s is %v, want 1s to %v", name, *d, most)
+	}
+	return nil
+}
+
+// pending is what the ChallengeStore keeps between Begin and Complete.
+type pending struct {
+	Version    int               `json:"version"`
+	Purpose    string            `json:"purpose"`
+	Device     registry.DeviceID `json:"device"`
+	Nonce      []byte            `json:"nonce"`
+	Expires    time.Time         `json:"expires"`
+	SecretHash []byte            `json:"secret_hash"` // SHA-256: the store never sees the secret
+	Chain      [][]byte          `json:"chain"`
+	AKPublic   []byte            `json:"ak_public"`
+	Token      []byte            `json:"token,omitempty"`
+}
+
+// Begin answers an EnrollmentRequest with a challenge that only the TPM with
+// the endorsement key and the attestation key can open. Errors are
+// ErrMalformed, ErrUntrustedEK, ErrNotAdmitted, ErrRevoked, ErrBound,
+// quote.ErrKey and those of the stores.
+func (r *Registrar) Begin(ctx context.Context, req *EnrollmentRequest) (*ActivationChallenge, error) {
+	c, err := r.begin(ctx, req)
+	if err != nil {
+		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "enroll_refused", "step", "begin", "error", err.Error())
+	}
+	return c, err
+}
+
+func (r *Registrar) begin(ctx context.Context, req *EnrollmentRequest) (*ActivationChallenge, error) {
+	if err := check(req); err != nil {
+		return nil, err
+	}
+	now := r.c.Now()
+	en, err := r.c.Endorsers.Verify(req.EKCertificates, now)
+	if err != nil {
+		return nil, err
+	}
+	ak, err := quote.ParseKey(req.AKPublic)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := r.entry(ctx, en, req.AKPublic); err != nil {
+		return nil, err
+	}
+	if err := r.c.Admit(ctx, Applicant{Endorsement: en, Token: req.Token}); err != nil {
+		return nil, fmt.Errorf("%w: device %s: %w", ErrNotAdmitted, en.device, err)
+	}
+	secret := make([]byte, 32)
+	defer clear(secret)
+	rand.Read(secret)
+	credential, seed, err := makeCredential(en.cert.PublicKey, ak.Name(), secret)
+	if err != nil {
+		return nil, fmt.Errorf("attest: make credential: %w", err)
+	}
+	hash := sha256.Sum256(secret)
+	p := pending{
+		Version: messageVersion, Purpose: purposeEnroll, Device: en.device, Nonce: newNonce(),
+		Expires: now.Add(r.c.ChallengeTTL), SecretHash: hash[:], Chain: req.EKCertificates, AKPublic: req.AKPublic, Token: req.Token,
+	}
+	id := newID()
+	value, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("attest: challenge: %w", err)
+	}
+	if err := r.c.Challenges.Put(ctx, id, value, p.Expires); err != nil {
+		return nil, fmt.Errorf("attest: store challenge: %w", err)
+	}
+	return &ActivationChallenge{
+		Version: messageVersion, ID: id, Device: en.device, Nonce: p.Nonce, Credential: credential, Secret: seed, Expires: p.Expires,
+	}, nil
+}
+
+// makeCredential is TPM2_MakeCredential in software. The endorsement key's
+// public area is computed from the certified key.
+func makeCredential(ek crypto.PublicKey, name, secret []byte) (credential, seed []byte, err error) {
+	t, err := templateOf(ek)
+	if err != nil {
+		return nil, nil, err
+	}
+	pub, err := t.public(ek)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := tpm2.ImportEncapsulationKey(&pub)
+	if err != nil {
+		return nil, nil, err
+	}
+	return tpm2.CreateCredential(rand.Reader, key, name, secret)
+}
+
+// entry returns the registry's entry for an endorsed TPM with an attestation
+// key, new or stored. It refuses a revoked device and another key.
+func (r *Registrar) entry(ctx context.Context, en *Endorsement, akPublic []byte) (registry.Device, error) {
+	d, err := r.c.Devices.Get(ctx, en.device)
+	if errors.Is(err, registry.ErrNotFound) {
+		return registry.Device{ID: en.device, EKCertificate: en.cert.Raw, AKPublic: akPublic, Manufacturer: en.manufacturer}, nil
+	}
+	if err != nil {
+		return d, fmt.Errorf("attest: device %s: %w", en.device, err)
+	}
+	if d.State == registry.Revoked {
+		return d, fmt.Errorf("%w: device %s: %s", ErrRevoked, d.ID, d.Reason)
+	}
+	if !bytes.Equal(d.AKPublic, akPublic) {
+		return d, fmt.Errorf("%w: device %s has another attestation key: revoke and release it to enrol it anew", ErrBound, d.ID)
+	}
+	return d, nil
+}
+
+// Complete checks a node's answer, binds the device, and has its certificate
+// issued. The challenge is used up whatever the outcome. Errors are
+// ErrMalformed, ErrChallenge, ErrExpired, ErrActivation, ErrKeyMismatch,
+// ErrNotAdmitted, ErrRevoked, ErrBound, those of package quote, and those of
+// stores and issuer.
+func (r *Registrar) Complete(ctx context.Context, rsp *ActivationResponse) (*Enrollment, error) {
+	e, err := r.complete(ctx, rsp)
+	if err != nil {
+		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "enroll_refused", "step", "complete", "error", err.Error())
+		return nil, err
+	}
+	r.c.Log.InfoContext(ctx, "device enrolled", "event", "enrolled", "device", e.Device.String(), "expires", e.Expires)
+	return e, nil
+}
+
+func (r *Registrar) complete(ctx context.Context, rsp *ActivationResponse) (*Enrollment, error) {
+	if err := check(rsp); err != nil {
+		return nil, err
+	}
+	now := r.c.Now()
+	p, err := takePending(ctx, r.c.Challenges, rsp.ID, now)
+	if err != nil {
+		return nil, err
+	}
+	if hash := sha256.Sum256(rsp.Secret); subtle.ConstantTimeCompare(hash[:], p.SecretHash) != 1 {
+		return nil, ErrActivation
+	}
+	en, err := r.c.Endorsers.Verify(p.Chain, now)
+	if err != nil {
+		return nil, err
+	}
+	ak, err := quote.ParseKey(p.AKPublic)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := x509.ParseCertificateRequest(rsp.CSR)
+	if err != nil {
+		return nil, fmt.Errorf("%w: certificate request: %w", ErrMalformed, err)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("%w: certificate request: %w", ErrKeyMismatch, err)
+	}
+	spki := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
+	key, err := ak.VerifyCertify(rsp.Certify, rsp.Signature, rsp.KeyPublic, enrollBinding(p.Device, p.Nonce, spki))
+	if err != nil {
+		return nil, err
+	}
+	if k, ok := key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(csr.PublicKey) {
+		return nil, fmt.Errorf("%w: the certificate request is for another key", ErrKeyMismatch)
+	}
+	if err := r.c.Admit(ctx, Applicant{Endorsement: en, Token: p.Token, Proven: true}); err != nil {
+		return nil, fmt.Errorf("%w: device %s: %w", ErrNotAdmitted, en.device, err)
+	}
+	to := now.Add(r.c.CertificateTTL)
+	if err := r.bind(ctx, en, p.AKPublic, spki, now, to); err != nil {
+		return nil, err
+	}
+	return r.issue(ctx, en.device, key, now, to)
+}
+
+// enrollBinding is the qualifying data of the TLS key's certification.
+func enrollBinding(id registry.DeviceID, nonce []byte, spki [32]byte) []byte {
+	return Session{Device: id, Purpose: purposeEnroll, LeafSPKI: spki}.qualifyingData(nonce, nil, bodiesDigest(nil))
+}
+
+// bind writes the device with compare-and-swap. It looks at the entry anew
+// each time, so that a revocation or a binding made meanwhile counts.
+func (r *Registrar) bind(ctx context.Context, en *Endorsement, akPublic []byte, spki [32]byte, now, to time.Time) error {
+	for range maxConflicts {
+		d, err := r.entry(ctx, en, akPublic)
+		if err != nil {
+			return err
+		}
+		if d.Version == 0 {
+			d.Enrolled = now
+			d.State = registry.Enrolled
+		}
+		d.KeySPKI, d.Expires = spki[:], to
+		if _, err = r.c.Devices.Put(ctx, d); err == nil {
+			return nil
+		}
+		if !errors.Is(err, registry.ErrConflict) {
+			return fmt.Errorf("attest: device %s: %w", en.device, err)
+		}
+	}
+	return fmt.Errorf("attest: device %s: %w", en.device, registry.ErrConflict)
+}
+
+func (r *Registrar) issue(ctx context.Context, id registry.DeviceID, key crypto.PublicKey, now, to time.Time) (*Enrollment, error) {
+	template, err := leafTemplate(r.c.TrustDomain, id, now.Add(-backdate), to)
+	if err != nil {
+		return nil, fmt.Errorf("attest: certificate of %s: %w", id, err)
+	}
+	req := IssueRequest{Device: id, Template: template, Key: key}
+	chain, err := r.c.Issuer.Issue(ctx, req)
+	if err == nil {
+		err = checkIssued(req, chain)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attest: certificate of %s: %w", id, err)
+	}
+	e := &Enrollment{Version: messageVersion, Device: id, Expires: chain[0].NotAfter}
+	for _, c := range chain {
+		e.Chain = append(e.Chain, c.Raw)
+	}
+	return e, nil
+}
+
+// Revoke shuts a device out: no enrolment, no challenge and no verdict for it
+// from now on. reason is for people. Revoking a device that was never enrolled
+// is registry.ErrNotFound.
+func (r *Registrar) Revoke(ctx context.Context, id registry.DeviceID, reason string) error {
+	err := update(ctx, r.c.Devices, id, func(d *registry.Device) error {
+		d.State, d.Reason = registry.Revoked, reason
+		return nil
+	})
+	if err == nil {
+		r.c.Log.WarnContext(ctx, "device revoked", "event", "revoked", "device", id.String(), "reason", reason)
+	}
+	return err
+}
+
+// update changes a device with compare-and-swap, trying again when somebody
+// else was faster.
+func update(ctx context.Context, s registry.DeviceStore, id registry.DeviceID, f func(*registry.Device) error) error {
+	for range maxConflicts {
+		d, err := s.Get(ctx, id)
+		if err != nil {
+			return fmt.Errorf("attest: device %s: %w", id, err)
+		}
+		if err := f(&d); err != nil {
+			return err
+		}
+		if _, err = s.Put(ctx, d); err == nil {
+			return nil
+		}
+		if !errors.Is(err, registry.ErrConflict) {
+			return fmt.Errorf("attest: device %s: %w", id, err)
+		}
+	}
+	return fmt.Errorf("attest: device %s: %w", id, registry.ErrConflict)
+}
+
+func takePending(ctx context.Context, s registry.ChallengeStore, id string, now time.Time) (*pending, error) {
+	value, err := s.Take(ctx, id)
+	if errors.Is(err, registry.ErrNotFound) {
+		return nil, ErrChallenge
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attest: take challenge: %w", err)
+	}
+	p := &pending{}
+	if err := decodeStrict(value, p); err != nil || p.Version != messageVersion {
+		return nil, fmt.Errorf("%w: stored challenge can't be read", ErrChallenge)
+	}
+	if p.Purpose != purposeEnroll {
+		return nil, fmt.Errorf("%w: it is for another purpose", ErrChallenge)
+	}
+	if now.After(p.Expires) {
+		return nil, ErrExpired
+	}
+	return p, nil
+}
+
+func newNonce() []byte {
+	n := make([]byte, nonceSize)
+	rand.Read(n)
+	return n
+}
+
+func newID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
