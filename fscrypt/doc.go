@@ -1,0 +1,48 @@
+// Package fscrypt is storage that opens on this node, in this boot state, and
+// nowhere else.
+//
+// Start with [Create], which makes a volume in an empty directory, and [Open].
+// A random volume key encrypts everything. Each [Protector] given to Create
+// becomes a slot that holds this key; any one slot opens the volume:
+//
+//   - [TPM] seals to a TPM and to boot states that the owner approved through
+//     a [BootPolicy], which package secureboot provides.
+//   - [Remote] is a share that the owner's cloud releases for a lease (package
+//     release is the cloud's side).
+//   - [All] needs every one of its parts, for example TPM and Remote.
+//   - [Recovery] is for the owner's keys, kept off the node: age recipients,
+//     post-quantum by default. The stock age tool opens this slot too.
+//   - [Passphrase] is for people.
+//
+// # What is stored
+//
+// Below the volume's directory, .fscrypt holds two copies of the header
+// (strict JSON, authenticated under the volume key), the manifest (an
+// encrypted log of names and versions) and the objects. Each object is an age
+// v1 file whose only stanza is bound to the volume and to the object's random
+// id; nothing is ever written in place. A write is acknowledged when it is
+// durable; a power cut at any step leaves the old content or the new one.
+//
+// # What it defends against
+//
+// Who has the disk alone reads nothing: not contents, not names. Who boots
+// another system on the node gets a *[PolicyError]. Who gets to run after the
+// volume was opened can't unseal again in that boot: a latch PCR is extended
+// after success and after refusal. What the TPM releases travels only in
+// salted, encrypted sessions to the storage root key that the slot pins, so a
+// probe on the bus learns nothing. Changed, swapped, truncated or repeated
+// data is [ErrTampered]; a disk put back to an earlier checkpoint is
+// [ErrRollback], because a counter in the TPM witnessed a later one.
+//
+// # What it does not
+//
+// It does not hide how many files there are, nor their sizes and times of
+// writing. Changes after the last [Volume.Checkpoint] can be dropped unnoticed
+// by who holds the disk. Who controls the node while the volume is open reads
+// the volume. Flash memory keeps overwritten
+// blocks, and a copy of an old slot opens with what opened it; a TPM slot with
+// TPM.Share is worth nothing from the moment it is replaced.
+//
+// Keys live in locked memory, but ciphers keep expanded copies on the Go heap
+// while the volume is open.
+package fscrypt

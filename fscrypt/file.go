@@ -1,0 +1,271 @@
+package fscrypt
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync"
+
+	"filippo.io/age"
+
+	"github.com/trusttree/trusttree/fscrypt/internal/disk"
+)
+
+// chunkSize is age's: what is decrypted and authenticated at once.
+const chunkSize = 64 << 10
+
+// File reads one version of a file, from anywhere in it. ReadAt may be called
+// concurrently. What a File returns was authenticated: a changed, swapped or
+// cut object is ErrTampered.
+type File struct {
+	v     *Volume
+	name  string
+	info  fileInfo
+	parts []partReader
+
+	mu     sync.Mutex // guards off and closed
+	off    int64
+	closed bool
+}
+
+type partReader struct {
+	part
+	file  disk.File
+	plain io.ReaderAt
+}
+
+// OpenFile opens a file for reading. Close it: a volume with open files can't
+// be locked.
+func (v *Volume) OpenFile(name string) (_ *File, err error) {
+	defer boundary("open "+name, &err)
+	f, err := v.openFile(name)
+	if err != nil {
+		return nil, err
+	}
+	for i := range f.parts {
+		p := &f.parts[i]
+		size, err := p.file.Size()
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		var n int64
+		p.plain, n, err = age.DecryptReaderAt(p.file, size, v.objectKey(p.part))
+		if err == nil && n != p.Size {
+			err = fmt.Errorf("has %d bytes, the manifest says %d", n, p.Size)
+		}
+		if err != nil {
+			return nil, errors.Join(damaged(p.ID, err), f.Close())
+		}
+	}
+	return f, nil
+}
+
+// damaged says that an object does not decrypt; unless it could not be read or
+// the volume was locked, which is no sign of tampering.
+func damaged(id string, err error) error {
+	var pe *fs.PathError
+	if errors.Is(err, ErrLocked) || errors.As(err, &pe) {
+		return fmt.Errorf("object %s: %w", id, err)
+	}
+	return fmt.Errorf("object %s: %w: %w", id, ErrTampered, err)
+}
+
+func (v *Volume) objectKey(p part) objectKey {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	vk := v.keys[p.Epoch]
+	if vk == nil {
+		vk = new(Secret)
+	}
+	return objectKey{vk, v.header.UUID, p.ID}
+}
+
+// openFile opens the objects of a file and counts it as open.
+func (v *Volume) openFile(name string) (*File, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.locked != nil {
+		return nil, v.locked
+	}
+	e := v.m.files[name]
+	if e == nil {
+		if v.m.dirs[name] != nil {
+			return nil, errors.New("is a directory")
+		}
+		return nil, fs.ErrNotExist
+	}
+	f := &File{v: v, name: name}
+	f.info, _ = v.m.stat(name) // e is there
+	for _, p := range e.Parts {
+		file, err := v.disk.Open("objects/" + p.ID)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("object %s is gone: %w", p.ID, ErrTampered)
+		}
+		if err != nil {
+			return nil, errors.Join(err, f.closeParts())
+		}
+		f.parts = append(f.parts, partReader{part: p, file: file})
+	}
+	v.open[name]++
+	return f, nil
+}
+
+// Stat returns name, size and time of the file.
+func (f *File) Stat() (fs.FileInfo, error) { return f.info, nil }
+
+func (f *File) usable() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return fs.ErrClosed
+	}
+	return f.v.usable()
+}
+
+// ReadAt implements io.ReaderAt.
+func (f *File) ReadAt(p []byte, off int64) (n int, err error) {
+	n, err = f.readAt(p, off)
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("fscrypt: read %s: %w", f.name, err)
+	}
+	return n, err
+}
+
+func (f *File) readAt(p []byte, off int64) (n int, err error) {
+	if err := f.usable(); err != nil {
+		return 0, err
+	}
+	if off < 0 {
+		return 0, fs.ErrInvalid
+	}
+	for i := range f.parts {
+		pr := &f.parts[i]
+		if off >= pr.Size {
+			off -= pr.Size
+			continue
+		}
+		for len(p) > 0 && off < pr.Size {
+			m, err := f.v.cache.read(pr, p, off)
+			if err != nil {
+				return n, damaged(pr.ID, err)
+			}
+			n, off, p = n+m, off+int64(m), p[m:]
+		}
+		if len(p) == 0 {
+			return n, nil
+		}
+		off = 0
+	}
+	if len(p) == 0 {
+		return n, nil
+	}
+	return n, io.EOF
+}
+
+// Read implements io.Reader.
+func (f *File) Read(p []byte) (int, error) {
+	f.mu.Lock()
+	off := f.off
+	f.mu.Unlock()
+	n, err := f.ReadAt(p, off)
+	f.mu.Lock()
+	f.off = off + int64(n)
+	f.mu.Unlock()
+	if n > 0 && err == io.EOF {
+		err = nil
+	}
+	return n, err
+}
+
+// Seek implements io.Seeker.
+func (f *File) Seek(offset int64, whence int) (int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch whence {
+	case io.SeekCurrent:
+		offset += f.off
+	case io.SeekEnd:
+		offset += f.info.size
+	}
+	if offset < 0 {
+		return 0, fmt.Errorf("fscrypt: seek %s: %w", f.name, fs.ErrInvalid)
+	}
+	f.off = offset
+	return offset, nil
+}
+
+// Close closes the file.
+func (f *File) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return fmt.Errorf("fscrypt: close %s: %w", f.name, fs.ErrClosed)
+	}
+	f.closed = true
+	f.v.unhold(f.name)
+	return f.closeParts()
+}
+
+func (f *File) closeParts() error {
+	var errs []error
+	for _, p := range f.parts {
+		errs = append(errs, p.file.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// ReadFile returns a whole file, or nothing.
+func (v *Volume) ReadFile(name string) (data []byte, err error) {
+	defer boundary("read "+name, &err)
+	f, err := v.openFile(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if f.info.size > maxReadFile {
+		return nil, fmt.Errorf("has %d bytes, ReadFile returns at most %d: use OpenFile", f.info.size, int64(maxReadFile))
+	}
+	data = make([]byte, f.info.size)
+	rest := data
+	for i := range f.parts {
+		p := &f.parts[i]
+		if err := v.readPart(p, rest[:p.Size]); err != nil {
+			clear(data)
+			return nil, damaged(p.ID, err)
+		}
+		rest = rest[p.Size:]
+	}
+	return data, nil
+}
+
+// maxReadFile bounds what ReadFile holds in memory, in bytes.
+const maxReadFile = 1 << 30
+
+// readPart decrypts a whole object, which must fill data exactly.
+func (v *Volume) readPart(p *partReader, data []byte) error {
+	size, err := p.file.Size()
+	if err != nil {
+		return err
+	}
+	var src io.Reader = p.file
+	if size <= chunkSize {
+		b := make([]byte, size)
+		if _, err := io.ReadFull(p.file, b); err != nil {
+			return err
+		}
+		src = bytes.NewReader(b)
+	}
+	r, err := age.Decrypt(src, v.objectKey(p.part))
+	if err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(r, data); err != nil {
+		return err
+	}
+	if n, err := io.ReadFull(r, make([]byte, 1)); n > 0 || err != io.EOF {
+		return errors.Join(errors.New("longer than the manifest says"), err)
+	}
+	return nil
+}
