@@ -1,0 +1,178 @@
+package tlsconn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/trusttree/trusttree/tlsconn/internal/mux"
+)
+
+// nodeExporter is the label of the keying material that a node's evidence is
+// bound to. The gateway's own evidence would use another, so that neither
+// can be reflected as the other's.
+const nodeExporter = "EXPORTER-trusttree-attest-node"
+
+// minBindContext is the shortest verifier nonce that Bind takes, in bytes.
+const minBindContext = 16
+
+// Bind returns 32 bytes that only the two ends of this TLS session can compute
+// (RFC 8446 7.5), for a context that holds the verifier's nonce of at least 16
+// bytes. Evidence that covers them is evidence about this session's far end.
+// An error means that there must be no evidence.
+type Bind = func(context []byte) ([]byte, error)
+
+// AttestFunc is a node's half of the evidence exchange. It speaks any protocol
+// over the stream and returns nil when it has said all.
+type AttestFunc = func(ctx context.Context, stream io.ReadWriter, bind Bind) error
+
+// VerifyFunc is a gateway's half: it asks, appraises, and returns until when
+// the peer counts as attested. An error, or a time that has passed, cuts the
+// tunnel; its text goes into the audit, not to the node.
+type VerifyFunc = func(ctx context.Context, peer Peer, stream io.ReadWriter, bind Bind) (until time.Time, err error)
+
+func (t *tunnel) bind(context []byte) ([]byte, error) {
+	if len(context) < minBindContext {
+		return nil, fmt.Errorf("tlsconn: bind: context of %d bytes, a verifier nonce has at least %d", len(context), minBindContext)
+	}
+	if err := t.failure(); err != nil {
+		return nil, err
+	}
+	cs := t.conn.ConnectionState()
+	b, err := cs.ExportKeyingMaterial(nodeExporter, context, 32)
+	if err != nil {
+		return nil, fmt.Errorf("tlsconn: bind: %w", err)
+	}
+	return b, nil
+}
+
+// startAttest runs the node's half on a stream of its own, once at a time.
+func (t *tunnel) startAttest() {
+	t.mu.Lock()
+	busy := t.attesting
+	t.attesting = true
+	t.mu.Unlock()
+	if busy {
+		return
+	}
+	t.spawn(func() {
+		err := t.attest()
+		t.mu.Lock()
+		t.attesting = false
+		t.mu.Unlock()
+		if err != nil {
+			t.cut(CodeNotAttested, "evidence exchange failed: "+err.Error(), err)
+		}
+	})
+}
+
+func (t *tunnel) attest() error {
+	if t.e.attest == nil {
+		return errors.New("the gateway asks for evidence and no Attest hook is configured")
+	}
+	ctx, cancel := t.context(t.e.cfg.Limits.AttestTimeout)
+	defer cancel()
+	s, err := t.sess.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer bindStream(ctx, s)()
+	if err := writeFrame(s, openFrame{Version: wireVersion, Kind: kindAttest}); err != nil {
+		return err
+	}
+	if err := t.e.attest(ctx, s, t.bind); err != nil {
+		_ = s.Reset(uint32(CodeNotAttested))
+		return err
+	}
+	return s.Close()
+}
+
+// appraise runs the gateway's half on a stream that the node opened.
+func (t *tunnel) appraise(s mux.Stream) {
+	t.mu.Lock()
+	busy := t.attesting
+	t.attesting = true
+	t.mu.Unlock()
+	if busy || t.e.verify == nil {
+		_ = s.Reset(uint32(CodeProtocol))
+		return
+	}
+	ctx, cancel := t.context(t.e.cfg.Limits.AttestTimeout)
+	defer cancel()
+	stop := bindStream(ctx, s)
+	until, err := t.e.verify(ctx, t.Peer(), s, t.bind)
+	stop()
+	t.mu.Lock()
+	t.attesting = false
+	t.mu.Unlock()
+	if err == nil && !t.e.now().Before(until) {
+		err = fmt.Errorf("the Attestation Result ended already at %s", until.UTC().Format(time.RFC3339))
+	}
+	if err != nil {
+		_ = s.Reset(uint32(CodeNotAttested))
+		t.cut(CodeNotAttested, "appraisal: "+err.Error(), err)
+		return
+	}
+	_ = s.Close()
+	t.markReady(until)
+	t.send(controlFrame{Type: ctlAttested, Until: &until})
+	t.scheduleReattest(until)
+}
+
+// scheduleReattest asks for new evidence when four fifths of the result's time
+// have passed, so that a good node never loses its tunnel.
+func (t *tunnel) scheduleReattest(until time.Time) {
+	wait := until.Sub(t.e.now()) / 5 * 4
+	t.spawn(func() {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			t.mu.Lock()
+			current := t.until.Equal(until)
+			t.mu.Unlock()
+			if current {
+				t.reattest("scheduled")
+			}
+		case <-t.done:
+		}
+	})
+}
+
+// reattest asks the node for fresh evidence; the tunnel is cut when none comes
+// within AttestTimeout.
+func (t *tunnel) reattest(why string) {
+	t.mu.Lock()
+	outstanding := !t.asked.IsZero()
+	if !outstanding {
+		t.asked = time.Now()
+	}
+	t.mu.Unlock()
+	if outstanding {
+		return
+	}
+	t.e.event(TunnelEvent{Type: "reattest", Peer: t.peer.ID, Remote: t.remote(), Reason: why})
+	t.send(controlFrame{Type: ctlReattest})
+}
+
+// context returns a context that ends with the tunnel.
+func (t *tunnel) context(d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(t.e.ctx, d)
+	stop := make(chan struct{})
+	go func() {
+		select {
+		case <-t.done:
+			cancel()
+		case <-stop:
+		}
+	}()
+	return ctx, func() { close(stop); cancel() }
+}
+
+// bindStream resets a stream when ctx ends; the returned function lets go.
+func bindStream(ctx context.Context, s mux.Stream) func() {
+	stop := context.AfterFunc(ctx, func() { _ = s.Reset(uint32(CodeTimeout)) })
+	return func() { stop() }
+}

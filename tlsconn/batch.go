@@ -1,0 +1,174 @@
+package tlsconn
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// batchSize is how many bytes of TLS records one system call takes at most.
+const batchSize = 128 << 10
+
+// Bounds on what is read before a peer is authenticated (threat: floods).
+const (
+	maxHelloBytes     = 16 << 10 // until we have answered the first flight
+	maxHandshakeBytes = 96 << 10 // until the handshake is done
+)
+
+var errHandshakeSize = errors.New("handshake messages are too large")
+
+// batchConn lies under a tls.Conn. It gathers the records of one Write into one
+// system call, reads many records with one, and bounds what an unauthenticated
+// peer may send.
+type batchConn struct {
+	net.Conn
+	r *bufio.Reader
+
+	pre     atomic.Bool // handshake not done
+	read    int         // bytes read while pre; only the handshake reads then
+	replied atomic.Bool
+
+	mu   sync.Mutex
+	held bool
+	buf  []byte
+}
+
+func newBatchConn(c net.Conn) *batchConn {
+	b := &batchConn{Conn: c, r: bufio.NewReaderSize(c, batchSize)}
+	b.pre.Store(true)
+	return b
+}
+
+func (c *batchConn) Read(b []byte) (int, error) {
+	if !c.pre.Load() {
+		return c.r.Read(b)
+	}
+	limit := maxHandshakeBytes
+	if !c.replied.Load() {
+		limit = maxHelloBytes
+	}
+	if c.read >= limit {
+		return 0, errHandshakeSize
+	}
+	n, err := c.r.Read(b[:min(len(b), limit-c.read)])
+	c.read += n
+	return n, err
+}
+
+func (c *batchConn) Write(b []byte) (int, error) {
+	c.replied.Store(true)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.held || len(c.buf)+len(b) > batchSize {
+		if err := c.flushLocked(); err != nil {
+			return 0, err
+		}
+		if !c.held || len(b) > batchSize {
+			return c.Conn.Write(b)
+		}
+	}
+	c.buf = append(c.buf, b...)
+	return len(b), nil
+}
+
+func (c *batchConn) flushLocked() error {
+	if len(c.buf) == 0 {
+		return nil
+	}
+	_, err := c.Conn.Write(c.buf)
+	c.buf = c.buf[:0]
+	return err
+}
+
+// hold begins a batch; flush ends it.
+func (c *batchConn) hold() {
+	c.mu.Lock()
+	c.held = true
+	c.mu.Unlock()
+}
+
+func (c *batchConn) flush() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = false
+	return c.flushLocked()
+}
+
+// secureConn is a TLS connection whose writes are batched.
+type secureConn struct {
+	*tls.Conn
+	under *batchConn
+	wmu   sync.Mutex
+	rmu   sync.Mutex
+}
+
+func (c *secureConn) Write(b []byte) (int, error) {
+	if len(b) <= recordSize {
+		return c.Conn.Write(b)
+	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	c.under.hold()
+	n, err := c.Conn.Write(b)
+	if ferr := c.under.flush(); err == nil {
+		err = ferr
+	}
+	return n, err
+}
+
+// recordSize is the most plaintext that one TLS record holds.
+const recordSize = 16 << 10
+
+// Close ends the connection for the multiplexer. The last record, which says
+// why, must not be lost to the reset that TCP sends when unread bytes are thrown
+// away; so what still arrives is discarded for a moment.
+func (c *secureConn) Close() error {
+	raw := c.under.Conn
+	_ = raw.SetWriteDeadline(time.Now().Add(cutGrace))
+	_ = c.Conn.CloseWrite()
+	_ = raw.SetReadDeadline(time.Unix(1, 0)) // wakes the reader
+	half, ok := raw.(writeCloser)
+	if !ok {
+		return raw.Close()
+	}
+	_ = half.CloseWrite()
+	c.rmu.Lock()
+	defer c.rmu.Unlock()
+	_ = raw.SetReadDeadline(time.Now().Add(byeGrace))
+	go func() {
+		_, _ = io.Copy(struct{ io.Writer }{io.Discard}, raw)
+		abortConn(raw)
+	}()
+	return nil
+}
+
+// Read is tls.Conn's, told apart from Close's reading.
+func (c *secureConn) Read(b []byte) (int, error) {
+	c.rmu.Lock()
+	defer c.rmu.Unlock()
+	return c.Conn.Read(b)
+}
+
+// abort closes the connection below with a reset, so that no buffer and no lost
+// peer delays the end.
+func (c *secureConn) abort() { abortConn(c.under.Conn) }
+
+func abortConn(c net.Conn) {
+	if l, ok := c.(interface{ SetLinger(int) error }); ok {
+		_ = l.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+// SetLinger passes through to TCP.
+func (c *batchConn) SetLinger(sec int) error {
+	if l, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
+		return l.SetLinger(sec)
+	}
+	return nil
+}

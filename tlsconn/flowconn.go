@@ -1,0 +1,204 @@
+package tlsconn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/trusttree/trusttree/tlsconn/internal/mux"
+)
+
+// lingerTimeout is how long a closed flow waits for the far end's end of file.
+const lingerTimeout = 5 * time.Second
+
+// flowConn is a flow as a net.Conn with half-close. Read returns io.EOF only
+// for the far end's clean end; every other end is an error that says why.
+type flowConn struct {
+	f      *flow
+	s      mux.Stream
+	closed atomic.Bool
+	eof    atomic.Bool // the far end's clean end was read
+	fin    atomic.Bool // ours was sent
+}
+
+func newFlowConn(f *flow, s mux.Stream) *flowConn {
+	return &flowConn{f: f, s: s}
+}
+
+// Peer returns the far end, with its attestation state now.
+func (c *flowConn) Peer() Peer { return c.f.t.Peer() }
+
+func (c *flowConn) Read(b []byte) (int, error) {
+	n, err := c.s.Read(b)
+	if c.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	return c.took(n, err)
+}
+
+// took accounts for what was read.
+func (c *flowConn) took(n int, err error) (int, error) {
+	if n > 0 {
+		c.f.in.Add(uint64(n))
+		if lerr := c.pay(n); lerr != nil {
+			return 0, lerr
+		}
+	}
+	if err == io.EOF {
+		c.eof.Store(true)
+		c.finished()
+		return n, io.EOF
+	}
+	return n, c.failed(err)
+}
+
+func (c *flowConn) Write(b []byte) (int, error) {
+	total := 0
+	for len(b) > 0 {
+		chunk := b[:min(len(b), relayBuffer)]
+		if err := c.pay(len(chunk)); err != nil {
+			return total, err
+		}
+		n, err := c.s.Write(chunk)
+		c.f.out.Add(uint64(n))
+		total += n
+		if err != nil {
+			return total, c.failed(err)
+		}
+		b = b[n:]
+	}
+	return total, nil
+}
+
+// pay takes n bytes off the node's caps, waiting for the rate.
+func (c *flowConn) pay(n int) error {
+	caps := c.f.t.caps
+	if !caps.count(n) {
+		err := fmt.Errorf("%w: %d bytes a day are used up", ErrLimit, caps.l.BytesPerDay)
+		c.f.reset(CodeLimit, "", err)
+		return err
+	}
+	if caps.bytes == nil || caps.bytes.AllowN(time.Now(), n) {
+		return nil
+	}
+	ctx, cancel := c.f.t.context(c.f.t.e.cfg.Limits.IdleTimeout)
+	defer cancel()
+	for n > 0 {
+		part := min(n, caps.bytes.Burst())
+		if err := caps.bytes.WaitN(ctx, part); err != nil {
+			if f := c.f.t.failure(); f != nil {
+				return f
+			}
+			return fmt.Errorf("%w: %w", ErrLimit, err)
+		}
+		n -= part
+	}
+	return nil
+}
+
+// failed turns a stream's error into one that says why, and ends the flow.
+func (c *flowConn) failed(err error) error {
+	if err == nil {
+		return nil
+	}
+	var re *mux.ResetError
+	if errors.As(err, &re) || errors.Is(err, mux.ErrCut) {
+		err = c.f.t.flowError(err)
+		c.f.reset(codeOf(err), "", err)
+		return err
+	}
+	return err
+}
+
+// finished ends the flow when both directions have ended cleanly.
+func (c *flowConn) finished() {
+	if c.eof.Load() && c.fin.Load() {
+		c.f.end(CodeOK, "", nil)
+	}
+}
+
+// CloseWrite sends a clean end of file; reading goes on.
+func (c *flowConn) CloseWrite() error {
+	if err := c.s.CloseWrite(); err != nil {
+		return c.failed(err)
+	}
+	c.fin.Store(true)
+	c.finished()
+	return nil
+}
+
+// Close ends the flow. What was written arrives with a clean end of file; when
+// the far end goes on sending, it is reset.
+func (c *flowConn) Close() error {
+	if c.closed.Swap(true) {
+		return nil
+	}
+	err := c.CloseWrite()
+	if c.eof.Load() || err != nil {
+		if err != nil {
+			c.f.reset(CodeClosed, "", err)
+		}
+		return nil
+	}
+	_ = c.s.SetReadDeadline(time.Unix(1, 0)) // wakes whoever reads
+	go c.linger()
+	return nil
+}
+
+func (c *flowConn) linger() {
+	_ = c.s.SetReadDeadline(time.Now().Add(lingerTimeout))
+	var b [1]byte
+	switch n, err := c.s.Read(b[:]); {
+	case n > 0:
+		c.f.reset(CodeClosed, "", errors.New("closed before all was read"))
+	case err == io.EOF:
+		c.eof.Store(true)
+		c.finished()
+		_ = c.s.Close()
+	default:
+		c.f.reset(CodeClosed, "", err)
+	}
+}
+
+// Reset ends the flow so that the far end sees a reset, never an end of file.
+func (c *flowConn) Reset() error {
+	c.f.reset(CodeReset, "", errors.New("reset by the application"))
+	return nil
+}
+
+type flowAddr struct{ name string }
+
+func (flowAddr) Network() string  { return "tunnel" }
+func (a flowAddr) String() string { return a.name }
+
+func (c *flowConn) LocalAddr() net.Addr {
+	if c.f.opener {
+		return flowAddr{c.f.t.e.cfg.Identity.ID().String()}
+	}
+	return flowAddr{c.f.target.String()}
+}
+
+func (c *flowConn) RemoteAddr() net.Addr {
+	if c.f.opener {
+		return flowAddr{c.f.target.String()}
+	}
+	return flowAddr{c.f.t.peer.ID.String()}
+}
+
+func (c *flowConn) SetDeadline(t time.Time) error      { return c.s.SetDeadline(t) }
+func (c *flowConn) SetReadDeadline(t time.Time) error  { return c.s.SetReadDeadline(t) }
+func (c *flowConn) SetWriteDeadline(t time.Time) error { return c.s.SetWriteDeadline(t) }
+
+var _ interface {
+	net.Conn
+	writeCloser
+} = (*flowConn)(nil)
+
+// contextOf returns a context for a served flow: it ends with the tunnel.
+func (c *flowConn) contextOf(ctx context.Context) context.Context {
+	return withPeer(ctx, c.Peer())
+}

@@ -1,0 +1,389 @@
+package tlsconn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/trusttree/trusttree/tlsconn/internal/mux"
+)
+
+// Times of the tunnel's own protocol.
+const (
+	keepAlive    = 15 * time.Second
+	writeTimeout = 20 * time.Second
+	// cutGrace is how long a cut tries to write why to the peer, and byeGrace how
+	// long it leaves the peer to read it. Nothing else passes meanwhile.
+	cutGrace = 200 * time.Millisecond
+	byeGrace = 500 * time.Millisecond
+	// confirmTimeout is how long a flow's record waits for the far end's counts.
+	confirmTimeout = 2 * time.Second
+	// controlQueue is how many control frames may wait; a peer that lets more
+	// pile up does not read, and is cut.
+	controlQueue = 4096
+)
+
+// tunnel is one authenticated connection with its streams.
+type tunnel struct {
+	e    *endpoint
+	peer Peer // AttestedUntil is under mu
+	node ID   // the node's end, by certificate
+	conn *secureConn
+	sess mux.Session
+	caps *nodeCaps
+	up   time.Time
+
+	ctl     chan controlFrame
+	ready   chan struct{} // closed when flows may pass
+	done    chan struct{} // closed when cut or closed
+	drainCh chan struct{} // closed when the far end drains
+	tasks   sync.WaitGroup
+
+	mu        sync.Mutex
+	isReady   bool
+	needs     bool // an Attestation Result is required
+	until     time.Time
+	asked     time.Time // when an outstanding re-attestation was asked for
+	attesting bool
+	draining  bool
+	farDrains bool
+	err       *RefusedError
+	flows     map[string]*flow
+	pending   map[string]*pendingRecord // ended here, the far end's counts not known
+	ended     map[string]controlFrame   // the far end's counts of flows that live here
+}
+
+func newTunnel(e *endpoint, conn *secureConn, peer Peer) (*tunnel, error) {
+	t := &tunnel{e: e, peer: peer, node: peer.ID, conn: conn, up: time.Now(),
+		ctl: make(chan controlFrame, controlQueue), ready: make(chan struct{}), done: make(chan struct{}), drainCh: make(chan struct{}),
+		flows: map[string]*flow{}, pending: map[string]*pendingRecord{}, ended: map[string]controlFrame{}}
+	if e.side == AtNode {
+		t.node = e.cfg.Identity.ID()
+	}
+	t.caps = e.caps.get(t.node, t.up)
+	l := e.cfg.Limits
+	s, err := mux.New(conn, e.side == AtNode, mux.Options{MaxStreams: uint32(l.MaxStreams), Window: uint32(l.StreamWindow), KeepAlive: keepAlive, WriteTimeout: writeTimeout})
+	if err != nil {
+		conn.abort()
+		return nil, err
+	}
+	t.sess = s
+	return t, nil
+}
+
+// run serves the tunnel until it ends. ctl is the control stream after the
+// hellos.
+func (t *tunnel) run(ctl mux.Stream) {
+	t.spawn(func() { t.readControl(ctl) })
+	t.spawn(func() { t.writeControl(ctl) })
+	t.spawn(t.acceptLoop)
+	<-t.done
+}
+
+// markReady opens the tunnel for flows.
+func (t *tunnel) markReady(until time.Time) {
+	t.mu.Lock()
+	t.until, t.asked = until, time.Time{}
+	first := !t.isReady
+	if first && t.err == nil {
+		t.isReady = true
+		close(t.ready)
+	}
+	t.mu.Unlock()
+	if !until.IsZero() {
+		t.e.event(TunnelEvent{Type: "attested", Peer: t.peer.ID, Remote: t.remote(), Reason: "until " + until.UTC().Format(time.RFC3339)})
+	}
+}
+
+func (t *tunnel) remote() string { return t.conn.RemoteAddr().String() }
+
+// Peer returns the far end with its attestation state.
+func (t *tunnel) Peer() Peer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peer
+	p.AttestedUntil = t.until
+	return p
+}
+
+// admits reports whether flows may pass now.
+func (t *tunnel) admits() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.err != nil:
+		return t.err
+	case !t.isReady:
+		return ErrNotAttested
+	case t.draining:
+		return ErrDraining
+	case t.enforces() && !t.e.now().Before(t.until):
+		return fmt.Errorf("%w since %s", ErrNotAttested, t.until.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// enforces reports whether this end holds the far end to its Attestation Result.
+// The node's clock has no say in it.
+func (t *tunnel) enforces() bool { return t.needs && t.e.side == AtGateway }
+
+// check re-evaluates the tunnel's right to be: trust and attestation. It is
+// called whenever something changed, and every half second.
+func (t *tunnel) check() {
+	if err := t.e.cfg.Trust.check(t.peer.chains); err != nil {
+		t.cut(codeOf(err), err.Error(), err)
+		return
+	}
+	t.mu.Lock()
+	lapsed := t.enforces() && t.isReady && !t.e.now().Before(t.until)
+	overdue := !t.asked.IsZero() && time.Since(t.asked) > t.e.cfg.Limits.AttestTimeout
+	until := t.until
+	t.mu.Unlock()
+	switch {
+	case lapsed:
+		t.cut(CodeNotAttested, "the Attestation Result ended at "+until.UTC().Format(time.RFC3339), nil)
+	case overdue:
+		t.cut(CodeNotAttested, "no evidence came when it was asked for", nil)
+	}
+}
+
+// cut ends the tunnel at once: streams are reset with the code, dialled
+// destinations with RST, and the reason is audited. It is idempotent.
+func (t *tunnel) cut(code Code, reason string, cause error) {
+	t.cutFrom(t.e.side, code, reason, cause)
+}
+
+func (t *tunnel) cutFrom(side Side, code Code, reason string, cause error) {
+	t.mu.Lock()
+	if t.err != nil {
+		t.mu.Unlock()
+		return
+	}
+	t.err = &RefusedError{Code: code, Side: side, Peer: t.peer.ID, Reason: reason, Err: cause}
+	if t.err.Err != nil {
+		t.err.Reason = ""
+	}
+	flows := make([]*flow, 0, len(t.flows))
+	for _, f := range t.flows {
+		flows = append(flows, f)
+	}
+	pending := t.pending
+	t.pending = map[string]*pendingRecord{}
+	close(t.done)
+	t.mu.Unlock()
+
+	timer := time.AfterFunc(cutGrace, t.conn.abort)
+	go func() {
+		_ = t.sess.Abort(uint32(max(code, CodeDenied)))
+		timer.Stop()
+	}()
+	for _, f := range flows {
+		f.end(code, "", fmt.Errorf("tunnel: %s", reason))
+	}
+	for _, p := range pending {
+		p.emit(nil)
+	}
+	t.e.remove(t)
+	typ := "cut"
+	if code == CodeClosed || code == CodeReset || code == CodeDraining {
+		typ = "down"
+	}
+	t.e.event(TunnelEvent{Type: typ, Peer: t.peer.ID, Remote: t.remote(), Code: code, Reason: reason})
+}
+
+// failure returns why the tunnel ended, or nil.
+func (t *tunnel) failure() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil {
+		return nil
+	}
+	return t.err
+}
+
+// spawn runs do in a goroutine that wait waits for, unless the tunnel has ended.
+func (t *tunnel) spawn(do func()) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err != nil {
+		return false
+	}
+	t.tasks.Go(do)
+	return true
+}
+
+// wait, after a cut, returns when all of the tunnel's goroutines have ended.
+func (t *tunnel) wait() { t.tasks.Wait() }
+
+// send queues a control frame.
+func (t *tunnel) send(f controlFrame) {
+	f.Version = wireVersion
+	select {
+	case t.ctl <- f:
+	case <-t.done:
+	default:
+		t.cut(CodeProtocol, "peer does not read its control stream", nil)
+	}
+}
+
+func (t *tunnel) writeControl(s mux.Stream) {
+	for {
+		select {
+		case f := <-t.ctl:
+			if err := writeFrame(s, f); err != nil {
+				t.lost(err)
+				return
+			}
+		case <-t.done:
+			return
+		}
+	}
+}
+
+// lost ends the tunnel because of an error on one of its own streams.
+func (t *tunnel) lost(err error) {
+	var re *mux.ResetError
+	switch {
+	case errors.As(err, &re) && re.Remote && re.Session:
+		t.cutFrom(other(t.e.side), Code(re.Code), "the far end cut the tunnel", nil)
+	case errors.Is(err, ErrProtocol):
+		t.cut(CodeProtocol, err.Error(), err)
+	default:
+		t.cut(CodeReset, "connection lost", err)
+	}
+}
+
+func other(s Side) Side {
+	if s == AtNode {
+		return AtGateway
+	}
+	return AtNode
+}
+
+func (t *tunnel) readControl(s mux.Stream) {
+	for {
+		var f controlFrame
+		if err := readFrame(s, &f); err != nil {
+			t.lost(err)
+			return
+		}
+		if err := t.control(f); err != nil {
+			t.lost(err)
+			return
+		}
+	}
+}
+
+func (t *tunnel) control(f controlFrame) error {
+	node := t.e.side == AtNode
+	switch {
+	case f.Type == ctlReattest && node:
+		t.startAttest()
+	case f.Type == ctlAttested && node && f.Until != nil:
+		t.markReady(*f.Until)
+	case f.Type == ctlEnd:
+		t.farEnd(f)
+	case f.Type == ctlDrain:
+		t.mu.Lock()
+		first := !t.farDrains
+		t.draining, t.farDrains = true, true
+		t.mu.Unlock()
+		if first {
+			t.e.event(TunnelEvent{Type: "drain", Peer: t.peer.ID, Remote: t.remote(), Reason: "asked by the far end"})
+			close(t.drainCh)
+		}
+	default:
+		return fmt.Errorf("%w: control frame %.20q", ErrProtocol, f.Type)
+	}
+	return nil
+}
+
+// acceptLoop takes the streams that the far end opens.
+func (t *tunnel) acceptLoop() {
+	for {
+		s, err := t.sess.Accept()
+		if err != nil {
+			t.lost(err)
+			return
+		}
+		if !t.spawn(func() { t.serveStream(s) }) {
+			return
+		}
+	}
+}
+
+func (t *tunnel) serveStream(s mux.Stream) {
+	l := t.e.cfg.Limits
+	_ = s.SetReadDeadline(time.Now().Add(l.OpenTimeout))
+	var f openFrame
+	if err := readFrame(s, &f); err != nil {
+		_ = s.Reset(uint32(codeOf(err)))
+		if errors.Is(err, ErrProtocol) {
+			t.lost(err)
+		}
+		return
+	}
+	_ = s.SetReadDeadline(time.Time{})
+	switch {
+	case f.Kind == kindFlow:
+		t.serveFlow(s, f)
+	case f.Kind == kindAttest && t.e.side == AtGateway:
+		t.appraise(s)
+	default:
+		t.lost(fmt.Errorf("%w: stream kind %.20q", ErrProtocol, f.Kind))
+	}
+}
+
+// startAsNode opens the control stream and says hello; it returns whether the
+// gateway asks for evidence.
+func (t *tunnel) startAsNode(ctx context.Context) (mux.Stream, error) {
+	s, err := t.sess.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_ = s.SetDeadline(time.Now().Add(t.e.cfg.Limits.HandshakeTimeout))
+	if err := writeFrame(s, openFrame{Version: wireVersion, Kind: kindControl}); err != nil {
+		return nil, err
+	}
+	if err := writeFrame(s, controlFrame{Version: wireVersion, Type: ctlHello, Policy: t.e.cfg.Policy.current().serial}); err != nil {
+		return nil, err
+	}
+	var hello controlFrame
+	if err := readFrame(s, &hello); err != nil {
+		return nil, err
+	}
+	if hello.Type != ctlHello {
+		return nil, fmt.Errorf("%w: expected hello", ErrProtocol)
+	}
+	t.needs = hello.Attest
+	return s, s.SetDeadline(time.Time{})
+}
+
+// startAsGateway waits for the node's control stream and answers its hello.
+func (t *tunnel) startAsGateway() (mux.Stream, error) {
+	timer := time.AfterFunc(t.e.cfg.Limits.OpenTimeout, t.conn.abort)
+	defer timer.Stop()
+	s, err := t.sess.Accept()
+	if err != nil {
+		return nil, err
+	}
+	_ = s.SetDeadline(time.Now().Add(t.e.cfg.Limits.OpenTimeout))
+	var open openFrame
+	if err := readFrame(s, &open); err != nil {
+		return nil, err
+	}
+	var hello controlFrame
+	if err := readFrame(s, &hello); err != nil {
+		return nil, err
+	}
+	if open.Kind != kindControl || hello.Type != ctlHello {
+		return nil, fmt.Errorf("%w: the first stream is not a control stream", ErrProtocol)
+	}
+	t.needs = t.e.verify != nil
+	if err := writeFrame(s, controlFrame{Version: wireVersion, Type: ctlHello, Attest: t.needs, Policy: t.e.cfg.Policy.current().serial}); err != nil {
+		return nil, err
+	}
+	return s, s.SetDeadline(time.Time{})
+}
