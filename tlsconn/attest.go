@@ -15,24 +15,18 @@ import (
 // can be reflected as the other's.
 const nodeExporter = "EXPORTER-trusttree-attest-node"
 
-// minBindContext is the shortest verifier nonce that Bind takes, in bytes.
+// minBindContext is the shortest verifier nonce in bytes.
 const minBindContext = 16
 
-// Bind returns 32 bytes that only the two ends of this TLS session can compute
-// (RFC 8446 7.5), for a context that holds the verifier's nonce of at least 16
-// bytes. Evidence that covers them is evidence about this session's far end.
-// An error means that there must be no evidence.
-type Bind = func(context []byte) ([]byte, error)
+// attestFunc and verifyFunc are the two halves of the evidence exchange; the
+// configurations describe them.
+type (
+	attestFunc = func(ctx context.Context, stream io.ReadWriter, bind func(context []byte) ([]byte, error)) error
+	verifyFunc = func(ctx context.Context, peer Peer, stream io.ReadWriter, bind func(context []byte) ([]byte, error)) (until time.Time, err error)
+)
 
-// AttestFunc is a node's half of the evidence exchange. It speaks any protocol
-// over the stream and returns nil when it has said all.
-type AttestFunc = func(ctx context.Context, stream io.ReadWriter, bind Bind) error
-
-// VerifyFunc is a gateway's half: it asks, appraises, and returns until when
-// the peer counts as attested. An error, or a time that has passed, cuts the
-// tunnel; its text goes into the audit, not to the node.
-type VerifyFunc = func(ctx context.Context, peer Peer, stream io.ReadWriter, bind Bind) (until time.Time, err error)
-
+// bind returns 32 bytes that only the two ends of this TLS session can compute
+// (RFC 8446 7.5). Any failure means that there must be no evidence.
 func (t *tunnel) bind(context []byte) ([]byte, error) {
 	if len(context) < minBindContext {
 		return nil, fmt.Errorf("tlsconn: bind: context of %d bytes, a verifier nonce has at least %d", len(context), minBindContext)

@@ -8,19 +8,6 @@ import (
 // Side names an end of a tunnel.
 type Side string
 
-// The two ends.
-const (
-	AtNode    Side = "node"
-	AtGateway Side = "gateway"
-)
-
-// Verdicts of flow records.
-const (
-	VerdictAllowed = "allowed"
-	VerdictDenied  = "denied"
-	VerdictReport  = "report" // let pass by a rule on trial
-)
-
 // FlowRecord is the audit record of one flow, allowed or refused, as one end
 // saw it. The same Flow names the same flow in both ends' records.
 type FlowRecord struct {
@@ -30,7 +17,7 @@ type FlowRecord struct {
 	Peer          ID            `json:"peer"`      // the far end
 	Serial        string        `json:"serial"`    // of the far end's certificate, hex
 	Direction     Direction     `json:"direction"` //
-	Proto         Proto         `json:"proto"`
+	Proto         string        `json:"proto"`
 	Target        string        `json:"target"`
 	Addr          string        `json:"addr,omitempty"` // what was dialled
 	Rule          string        `json:"rule,omitempty"`

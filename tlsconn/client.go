@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -24,8 +25,14 @@ type ClientConfig struct {
 	Config
 	// Gateways are "host:port" addresses, tried in order from a random start.
 	Gateways []string
-	// Attest gives evidence when the gateway asks for it.
-	Attest AttestFunc
+	// Attest is the node's half of the evidence exchange, run whenever the
+	// gateway asks. It speaks any protocol over the stream, and returns nil when
+	// it has said all. bind returns 32 bytes that only the two ends of this TLS
+	// session can compute (RFC 8446 7.5, label EXPORTER-trusttree-attest-node),
+	// for a context that holds the verifier's nonce of at least 16 bytes:
+	// evidence that covers them is evidence about this session's node. When bind
+	// fails, there must be no evidence.
+	Attest func(ctx context.Context, stream io.ReadWriter, bind func(context []byte) ([]byte, error)) error
 	// MaxAge is how long a tunnel is used before another takes its place;
 	// 12 h when zero. The node varies it by a fifth, so that a fleet spreads.
 	MaxAge time.Duration

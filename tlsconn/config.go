@@ -43,7 +43,9 @@ type Config struct {
 	Inspectors []Inspector
 	// Resolver resolves the names of dialled destinations, once per flow; nil
 	// is net.DefaultResolver.
-	Resolver Resolver
+	Resolver interface {
+		LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+	}
 	// Dial reaches destinations by literal address; nil is a net.Dialer that
 	// checks the address again in the socket's control hook. It is never given
 	// a name.
@@ -53,11 +55,6 @@ type Config struct {
 	SourceAddr netip.Addr
 	// Logger gets security events (attribute "event"); nil discards them.
 	Logger *slog.Logger
-}
-
-// Resolver is what *net.Resolver offers.
-type Resolver interface {
-	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
 func (c Config) complete() (Config, error) {

@@ -18,6 +18,11 @@ import (
 	"github.com/trusttree/trusttree/tlsconn"
 )
 
+type (
+	attestFunc = func(context.Context, io.ReadWriter, func([]byte) ([]byte, error)) error
+	verifyFunc = func(context.Context, tlsconn.Peer, io.ReadWriter, func([]byte) ([]byte, error)) (time.Time, error)
+)
+
 // counter is a TCP destination that counts bytes and remembers how it ended.
 type counter struct {
 	net.Listener
@@ -205,7 +210,7 @@ func TestNodeIsNotAttested(t *testing.T) {
 		}
 		return time.Now().Add(time.Hour), nil
 	}
-	with := func(a tlsconn.AttestFunc, v tlsconn.VerifyFunc) func(*rig) {
+	with := func(a attestFunc, v verifyFunc) func(*rig) {
 		return func(r *rig) {
 			r.clientC.Attest, r.gatewayC.Verify, r.gatewayC.InsecureNoAttestation = a, v, false
 			r.gatewayC.Limits.AttestTimeout = 500 * time.Millisecond
@@ -240,9 +245,11 @@ func TestNodeIsNotAttested(t *testing.T) {
 		_, err := s.Write(make([]byte, 32)) // a relayed or invented binding
 		return err
 	}
-	for name, a := range map[string]tlsconn.AttestFunc{
+	for name, a := range map[string]attestFunc{
 		"no hook": nil, "silent": silent, "evidence of another session": forged,
-		"failing": func(context.Context, io.ReadWriter, func([]byte) ([]byte, error)) error { return errors.New("TPM busy") },
+		"failing": func(context.Context, io.ReadWriter, func([]byte) ([]byte, error)) error {
+			return errors.New("TPM busy")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, []tlsconn.Rule{serviceRule("echo")}, with(a, verify))

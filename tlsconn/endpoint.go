@@ -19,8 +19,8 @@ const watchInterval = 500 * time.Millisecond
 type endpoint struct {
 	cfg    Config
 	side   Side
-	attest AttestFunc // the node's hook
-	verify VerifyFunc // the gateway's hook
+	attest attestFunc // the node's hook
+	verify verifyFunc // the gateway's hook
 	caps   capTable
 	own    []netip.AddrPort // listen addresses, never a destination
 	ctx    context.Context  // ends with the endpoint
@@ -242,15 +242,6 @@ func (l *serviceListener) Close() error {
 }
 
 func (l *serviceListener) Addr() net.Addr { return flowAddr{l.name} }
-
-// PeerContext is for http.Server.ConnContext: it puts the tunnel's peer into
-// the context of a connection that came through a tunnel, for PeerFromContext.
-func PeerContext(ctx context.Context, c net.Conn) context.Context {
-	if fc, ok := c.(*flowConn); ok {
-		return fc.contextOf(ctx)
-	}
-	return ctx
-}
 
 // Bounds of the HTTP servers that Handle starts.
 const (

@@ -535,7 +535,7 @@ func (e *endpoint) reach(f *flow) (net.Conn, error) {
 		if err := f.decide(func(q *Flow) { q.Addr = a }); err != nil {
 			return nil, err
 		}
-		c, err := e.cfg.Dial(ctx, string(f.target.proto), netip.AddrPortFrom(a, f.target.port))
+		c, err := e.cfg.Dial(ctx, f.target.proto, netip.AddrPortFrom(a, f.target.port))
 		if err == nil {
 			return c, nil
 		}

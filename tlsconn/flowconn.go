@@ -1,7 +1,6 @@
 package tlsconn
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -197,8 +196,3 @@ var _ interface {
 	net.Conn
 	writeCloser
 } = (*flowConn)(nil)
-
-// contextOf returns a context for a served flow: it ends with the tunnel.
-func (c *flowConn) contextOf(ctx context.Context) context.Context {
-	return withPeer(ctx, c.Peer())
-}

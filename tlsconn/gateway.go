@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,9 +17,12 @@ import (
 // GatewayConfig configures the cloud's end.
 type GatewayConfig struct {
 	Config
-	// Verify appraises each node's evidence before any flow may pass, and again
-	// before the result ends. Required, unless InsecureNoAttestation.
-	Verify VerifyFunc
+	// Verify is the gateway's half of the evidence exchange, run before any flow
+	// may pass and again before the result ends. It asks, appraises, and returns
+	// until when the peer counts as attested; bind is the same as the node's. An
+	// error, or a time that has passed, cuts the tunnel; its text goes into the
+	// audit, not to the node. Required, unless InsecureNoAttestation.
+	Verify func(ctx context.Context, peer Peer, stream io.ReadWriter, bind func(context []byte) ([]byte, error)) (until time.Time, err error)
 	// InsecureNoAttestation admits nodes by certificate alone.
 	InsecureNoAttestation bool
 }

@@ -34,9 +34,6 @@ type Limits struct {
 	Destinations   int   // distinct destinations within ten minutes (scans); 64
 }
 
-// Unlimited takes a bound of Limits off.
-const Unlimited = -1
-
 func (l Limits) complete() (Limits, error) {
 	def(&l.HandshakeTimeout, defaultHandshakeTimeout)
 	def(&l.MaxHandshakes, 64)

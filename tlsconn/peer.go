@@ -63,7 +63,7 @@ func AllowIDs(patterns ...string) (Authorizer, error) {
 type peerKey struct{}
 
 // PeerFromContext returns the tunnel's peer inside a handler that a Gateway or
-// a Client serves (Handle, Listen with http.Server.ConnContext = PeerContext).
+// a Client serves with Handle. Connections of Listen have a method Peer instead.
 func PeerFromContext(ctx context.Context) (Peer, bool) {
 	p, ok := ctx.Value(peerKey{}).(Peer)
 	return p, ok

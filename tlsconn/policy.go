@@ -11,19 +11,28 @@ import (
 // Action is what a matching rule does. The zero value denies.
 type Action string
 
-// Actions. Deny rules outrank allow rules, whatever their order.
-const (
-	Deny  Action = "deny"
-	Allow Action = "allow"
-)
-
 // Direction is the way in which a flow was opened.
 type Direction string
 
-// Directions.
+// The words of policies, records and limits.
 const (
+	Deny  Action = "deny" // outranks allow, whatever the order of rules
+	Allow Action = "allow"
+
 	ToCloud Direction = "to-cloud" // a node opened it
 	ToNode  Direction = "to-node"  // the cloud opened it
+
+	AtNode    Side = "node"
+	AtGateway Side = "gateway"
+
+	TCP = "tcp" // protocols
+	UDP = "udp"
+
+	VerdictAllowed = "allowed"
+	VerdictDenied  = "denied"
+	VerdictReport  = "report" // let pass by a rule on trial
+
+	Unlimited = -1 // takes a bound of Limits off
 )
 
 // Policy says which flows may pass. What no rule allows is denied, so the zero
@@ -42,7 +51,7 @@ type Rule struct {
 	Action    Action    `json:"action"`
 	Peers     []string  `json:"peers"` // the node's ID; see AllowIDs for patterns
 	Direction Direction `json:"direction"`
-	Proto     Proto     `json:"proto"`
+	Proto     string    `json:"proto"`
 	// Services are names without a dot, which the far end serves itself. They
 	// are never resolved.
 	Services []string `json:"services,omitempty"`
@@ -72,7 +81,7 @@ type Rule struct {
 type Flow struct {
 	Node      ID
 	Direction Direction
-	Proto     Proto
+	Proto     string
 	Service   string // set, or Host is
 	Host      string // name or literal address
 	Port      uint16

@@ -9,20 +9,11 @@ import (
 	"strings"
 )
 
-// Proto is a flow's transport protocol.
-type Proto string
-
-// Protocols.
-const (
-	TCP Proto = "tcp"
-	UDP Proto = "udp"
-)
-
 // target is where a flow wants to go, in one of three forms: a service that the
 // far end serves itself (a single label: "ingest"), a DNS name (two labels or
 // more), or an address.
 type target struct {
-	proto Proto
+	proto string
 	host  string // as given, lower case
 	addr  netip.Addr
 	port  uint16
@@ -38,14 +29,14 @@ func (t target) service() string {
 
 func (t target) String() string {
 	if t.service() != "" {
-		return string(t.proto) + "!" + t.host
+		return t.proto + "!" + t.host
 	}
-	return string(t.proto) + "!" + net.JoinHostPort(t.host, strconv.Itoa(int(t.port)))
+	return t.proto + "!" + net.JoinHostPort(t.host, strconv.Itoa(int(t.port)))
 }
 
 // parseTarget takes a network and an address as DialContext gets them.
 func parseTarget(network, address string) (target, error) {
-	var proto Proto
+	var proto string
 	switch network {
 	case "tcp":
 		proto = TCP
@@ -73,9 +64,9 @@ func parseTarget(network, address string) (target, error) {
 
 // newTarget checks a target by the strict host syntax: what one parser might
 // read as a name and another as an address is neither here.
-func newTarget(proto Proto, host string, port uint16) (target, error) {
+func newTarget(proto string, host string, port uint16) (target, error) {
 	if proto != TCP && proto != UDP {
-		return target{}, fmt.Errorf("protocol %.20q: only tcp and udp pass a tunnel", string(proto))
+		return target{}, fmt.Errorf("protocol %.20q: only tcp and udp pass a tunnel", proto)
 	}
 	t := target{proto: proto, host: strings.ToLower(host), port: port}
 	if a, err := netip.ParseAddr(host); err == nil {

@@ -28,7 +28,7 @@ type openFrame struct {
 	Version int    `json:"version"`
 	Kind    string `json:"kind"`
 	Flow    string `json:"flow,omitempty"` // 32 hex digits, the flow's name in both audits
-	Proto   Proto  `json:"proto,omitempty"`
+	Proto   string `json:"proto,omitempty"`
 	Host    string `json:"host,omitempty"`
 	Port    uint16 `json:"port,omitempty"`
 }
