@@ -1,0 +1,39 @@
+// Package secureboot says what a machine booted, and whether that is what its
+// owner published. It is the Verifier's side (RFC 9334) of measured boot: the
+// TCG PC Client Platform Firmware Profile's event log, UEFI Secure Boot (UEFI
+// 2.10 section 32), Linux IMA, and reference values in systemd-pcrlock's JSON.
+//
+// Start with Learn, which makes a Policy of a boot that is known to be good,
+// and Policy.Appraise, which judges another boot by it. Inspect tells what can
+// be told without a policy.
+//
+//	eventlog    the measurement log, verified against a quote's PCR values
+//	ima         the IMA log, verified against PCR 10
+//	bootpolicy  TPM policies that bind a secret to boot states
+//
+// # What it defends against
+//
+// The attester writes the logs, so a log is believed only as far as the quoted
+// PCRs bind it. Every quoted PCR must be explained byte for byte by events, and
+// every event of a required PCR by a reference value, in order: an event left
+// out, retyped, added or moved is a reason, and so is a PCR without events.
+// Unknown is never taken for good: the zero Policy denies, a policy's unknown
+// field is refused, and a fact that can't be read is Unknown. Secure Boot
+// "enabled" is one fact; Enforcing asks whether it decided what ran.
+//
+// # What it does not defend against
+//
+// Firmware that lies, and firmware that runs code it does not measure
+// (CVE-2025-2296): what was not measured can measure in the good one's name
+// afterwards. Reference values for PCR 0 are the defence. Code that an allowed
+// image runs after boot, unless IMA measures it. Freshness and the identity of
+// the TPM: Evidence takes the PCR values of a quote that the caller verified.
+//
+// # Boots met in reality
+//
+// UEFI with OVMF and TPM 2.0 (systemd-stub, shim with GRUB, direct kernel boot)
+// is tested from firmware to verdict. Logs of other vendors' firmware are
+// tested as far as their PCR values are known.
+//
+// Everything here is pure: no I/O, no state, safe for concurrent use.
+package secureboot
