@@ -68,7 +68,10 @@ func TestWrapTwiceSharesOneLock(t *testing.T) {
 }
 
 func TestSaltedSessionHidesWhatComesOut(t *testing.T) {
-	dev, _ := tpmtest.New(t)
+	tpmtest.Each(t, saltedSessionHidesWhatComesOut)
+}
+
+func saltedSessionHidesWhatComesOut(t *testing.T, dev *tpmtest.TPM, _ *tpmtest.Maker) {
 	bus := &tpmtest.Bus{TPM: dev.Device}
 	srk, err := tpm.SRK(bus, nil)
 	require.NoError(t, err)
@@ -85,8 +88,9 @@ func TestSaltedSessionHidesWhatComesOut(t *testing.T) {
 	assert.True(t, bytes.Contains(bus.Bytes(), rsp.RandomBytes.Buffer))
 }
 
-func TestPCRsSurviveNoReboot(t *testing.T) {
-	dev, m := tpmtest.New(t)
+func TestPCRsSurviveNoReboot(t *testing.T) { tpmtest.Each(t, pCRsSurviveNoReboot) }
+
+func pCRsSurviveNoReboot(t *testing.T, dev *tpmtest.TPM, m *tpmtest.Maker) {
 	require.NotNil(t, m.Root)
 	banks, err := tpm.Banks(dev)
 	require.NoError(t, err)
@@ -104,8 +108,9 @@ func TestPCRsSurviveNoReboot(t *testing.T) {
 	assert.Equal(t, make([]byte, 32), got[13])
 }
 
-func TestChannelServesGoAttestation(t *testing.T) {
-	dev, m := tpmtest.New(t)
+func TestChannelServesGoAttestation(t *testing.T) { tpmtest.Each(t, channelServesGoAttestation) }
+
+func channelServesGoAttestation(t *testing.T, dev *tpmtest.TPM, m *tpmtest.Maker) {
 	a, err := attestation.OpenTPM(&attestation.OpenConfig{CommandChannel: tpm.NewChannel(dev.Device, nil)})
 	require.NoError(t, err)
 	certs, err := a.EKCertificates()

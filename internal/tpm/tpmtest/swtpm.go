@@ -1,6 +1,7 @@
-// Package tpmtest starts TPMs for tests and demonstrations: swtpm processes
-// that hold EK certificates of a manufacturer made for the occasion, that can
-// be rebooted, and whose bus can be recorded. They protect nothing.
+// Package tpmtest starts TPMs for tests and demonstrations: swtpm processes,
+// or TPMs of internal/softtpm in this process, that hold EK certificates of a
+// manufacturer made for the occasion, that can be rebooted, and whose bus can
+// be recorded. They protect nothing.
 package tpmtest
 
 import (
@@ -16,6 +17,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/trusttree/trusttree/internal/softtpm"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
 
@@ -29,6 +31,7 @@ type Maker struct {
 	// Intermediates are the issuers between Root and the EK certificates.
 	Intermediates []*x509.Certificate
 	dir           string
+	soft          *softtpm.Maker // of TPMs in this process
 }
 
 // NewMaker makes a manufacturer whose keys are kept below dir.
@@ -79,20 +82,26 @@ func (m *Maker) setup(state string) error {
 	return nil
 }
 
-// TPM is a running swtpm. Its Device may be shared.
+// TPM is a running swtpm or softtpm. Its Device may be shared.
 type TPM struct {
 	*tpm.Device
 	// Socket is the unix socket on which it serves TPM commands to one client
-	// at a time; the Device is that client until Detach.
+	// at a time; the Device is that client until Detach. A TPM in this process
+	// has none.
 	Socket string
 
 	state string
 	cmd   *exec.Cmd
+	soft  *softtpm.TPM // in this process; nil for a swtpm
 }
 
 // NewTPM makes a new TPM with RSA-2048 and P-384 EK certificates and starts
-// it. Its state lives in a directory below the Maker's.
+// it. Its state lives in a directory below the Maker's. A Maker of NewSoftMaker
+// makes TPMs in this process, with RSA-2048, P-256 and P-384 EK certificates.
 func (m *Maker) NewTPM(ctx context.Context) (*TPM, error) {
+	if m.soft != nil {
+		return m.newSoft(ctx)
+	}
 	state, err := os.MkdirTemp(m.dir, "tpm")
 	if err != nil {
 		return nil, err
@@ -111,6 +120,9 @@ func Start(ctx context.Context, state string) (*TPM, error) {
 }
 
 func (t *TPM) powerUp(ctx context.Context) error {
+	if t.soft != nil {
+		return t.softUp()
+	}
 	_ = os.Remove(t.Socket)
 	t.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+t.state,
 		"--server", "type=unixio,path="+t.Socket, "--flags", "not-need-init,startup-clear")
@@ -136,6 +148,10 @@ func (t *TPM) powerUp(ctx context.Context) error {
 
 // PowerOff kills the TPM without TPM2_Shutdown, as a power cut does.
 func (t *TPM) PowerOff() error {
+	if t.soft != nil {
+		t.soft.PowerOff()
+		return nil
+	}
 	if t.Device != nil {
 		_ = t.Device.Close()
 	}
@@ -161,7 +177,8 @@ func (t *TPM) Reboot(ctx context.Context) error {
 	return t.powerUp(ctx)
 }
 
-// Detach gives the socket up, so that another process can be the client.
+// Detach gives the socket up, so that another process can be the client. A TPM
+// in this process has none to give up.
 func (t *TPM) Detach() error { return t.Device.Close() }
 
 func readCert(name string) (*x509.Certificate, error) {

@@ -31,20 +31,51 @@ func New(tb testing.TB) (*TPM, *Maker) {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return newTPM(tb, m), m
+}
+
+var sharedSoft = sync.OnceValues(NewSoftMaker)
+
+// NewSoft is New with a TPM in this process (internal/softtpm), which needs no
+// program installed.
+func NewSoft(tb testing.TB) (*TPM, *Maker) {
+	tb.Helper()
+	m, err := sharedSoft()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return newTPM(tb, m), m
+}
+
+// Each runs a test on both TPMs, as subtests named softtpm and swtpm.
+func Each(t *testing.T, f func(t *testing.T, device *TPM, maker *Maker)) {
+	t.Run("softtpm", func(t *testing.T) {
+		d, m := NewSoft(t)
+		f(t, d, m)
+	})
+	t.Run("swtpm", func(t *testing.T) {
+		d, m := New(t)
+		f(t, d, m)
+	})
+}
+
+// newTPM makes the test's own TPM and checks at its end that it is empty.
+func newTPM(tb testing.TB, m *Maker) *TPM {
+	tb.Helper()
 	t, err := m.NewTPM(tb.Context())
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
 		defer func() { _ = t.PowerOff() }()
-		if t.cmd == nil {
+		if !t.powered() {
 			return
 		}
 		if h, err := tpm.LoadedHandles(t.Device); err == nil && h.Count() > 0 && !tb.Failed() {
 			tb.Errorf("test left handles in the TPM: transient %x, sessions %x", h.Transient, h.Sessions)
 		}
 	})
-	return t, m
+	return t
 }
 
 // Bus is a transport that records every byte that passes over the TPM's bus,

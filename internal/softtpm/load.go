@@ -1,0 +1,205 @@
+package softtpm
+
+import "bytes"
+
+func load(t *TPM, c *call) rc {
+	blob := c.p.next().b2(maxPrivate)
+	pub := c.p.next().public2B(false)
+	if e := c.end(); e != 0 {
+		return e
+	}
+	if len(blob) == 0 {
+		return rcSize.param(1)
+	}
+	if !t.room() {
+		return rcObjectMemory
+	}
+	p := t.object(c.h[0])
+	if !p.isParent() || p.sens == nil {
+		return rcType.handle(1)
+	}
+	o := &object{pub: pub, hier: p.hier, stClear: pub.is(attrSTClear) || p.stClear}
+	o.setNames(p.qname)
+	var e rc
+	if o.sens, e = unwrap(p, o.name, blob); e != 0 {
+		return e.param(1)
+	}
+	if e := checkAttributes(pub, p); e != 0 {
+		return e.param(2)
+	}
+	if e := checkScheme(pub, p); e != 0 {
+		return e.param(2)
+	}
+	if !o.consistent() {
+		return rcBinding.param(2)
+	}
+	if c.hOut, e = t.alloc(o); e != 0 {
+		return e
+	}
+	c.out.b2(o.name)
+	return 0
+}
+
+func loadExternal(t *TPM, c *call) rc {
+	var sens *sensitive
+	r := c.p.next()
+	if size, _, ok := lengthPrefixed(r.b); ok && len(size) == 0 {
+		r.u16()
+	} else {
+		r.sized(func() { sens = r.sensitive() })
+	}
+	pub := c.p.next().public2B(true)
+	hier := c.p.next().u32()
+	if c.p.err == 0 && !hkHierarchyNull.allows(hier) {
+		c.p.fail(rcValue)
+	}
+	if e := c.end(); e != 0 {
+		return e
+	}
+	if !t.hierarchyOn(hier) {
+		return rcHierarchy.param(3)
+	}
+	if !t.room() {
+		return rcObjectMemory
+	}
+	if sens != nil {
+		if hier != rhNull {
+			return rcHierarchy.param(3)
+		}
+		if pub.attrs&(attrFixedTPM|attrFixedParent|attrRestricted) != 0 {
+			return rcAttributes.param(2)
+		}
+	}
+	if len(pub.policy) != 0 && len(pub.policy) != hashSize(pub.nameAlg) {
+		return rcSize.param(2)
+	}
+	switch pub.typ {
+	case algECC:
+		if _, err := curveOf(pub.curve).public(pub.x, pub.y); err != nil {
+			return rcECCPoint.param(2)
+		}
+	case algRSA:
+		if _, ok := pub.rsaPublic(); !ok {
+			return rcValue.param(2)
+		}
+	}
+	o := &object{pub: pub, sens: sens, hier: hier, external: true, stClear: pub.is(attrSTClear)}
+	o.setNames(be32(hier))
+	if sens != nil && !o.consistent() {
+		return rcBinding.param(2)
+	}
+	var e rc
+	if c.hOut, e = t.alloc(o); e != 0 {
+		return e
+	}
+	c.out.b2(o.name)
+	return 0
+}
+
+func readPublic(t *TPM, c *call) rc {
+	if e := c.end(); e != 0 {
+		return e
+	}
+	o := t.object(c.h[0])
+	if o.seq != nil {
+		return rcSequence
+	}
+	c.out.b2(o.pub.bytes())
+	c.out.b2(o.name)
+	c.out.b2(o.qname)
+	return 0
+}
+
+func unseal(t *TPM, c *call) rc {
+	if e := c.end(); e != 0 {
+		return e
+	}
+	o := t.object(c.h[0])
+	if o.pub == nil || o.pub.typ != algKeyedHash {
+		return rcType.handle(1)
+	}
+	if o.pub.attrs&(attrDecrypt|attrSign|attrRestricted) != 0 {
+		return rcAttributes.handle(1)
+	}
+	c.out.b2(o.sens.bits)
+	return 0
+}
+
+func objectChangeAuth(t *TPM, c *call) rc {
+	auth := trim(c.p.next().b2(maxDigest))
+	if e := c.end(); e != 0 {
+		return e
+	}
+	o, p := t.object(c.h[0]), t.object(c.h[1])
+	if o.seq != nil {
+		return rcType.handle(1)
+	}
+	if len(auth) > hashSize(o.pub.nameAlg) {
+		return rcSize.param(1)
+	}
+	if o.primary || o.external || !p.isParent() || p.sens == nil ||
+		!bytes.Equal(o.qname, append(be16(o.pub.nameAlg), digest(o.pub.nameAlg, p.qname, o.name)...)) {
+		return rcType.handle(2)
+	}
+	changed := *o
+	sens := *o.sens
+	sens.auth = auth
+	changed.sens = &sens
+	c.out.b2(t.wrap(p, &changed))
+	return 0
+}
+
+// persistentRange says whether the owner or the platform may use a handle.
+func persistentRange(auth, h uint32) bool {
+	if auth == rhOwner {
+		return h >= 0x81000000 && h <= 0x817FFFFF
+	}
+	return h >= 0x81800000 && h <= 0x81FFFFFF
+}
+
+const maxPersistent = 64
+
+func evictControl(t *TPM, c *call) rc {
+	h := c.p.next().u32()
+	if c.p.err == 0 && handleType(h) != htPersistent {
+		c.p.fail(rcValue)
+	}
+	if e := c.end(); e != 0 {
+		return e
+	}
+	o := t.object(c.h[1])
+	if o.external || o.stClear || o.seq != nil || o.sens == nil {
+		return rcAttributes.handle(2)
+	}
+	switch c.h[0] {
+	case rhPlatform:
+		if o.hier != rhPlatform {
+			return rcHierarchy.handle(2)
+		}
+	default:
+		if o.hier != rhOwner && o.hier != rhEndorsement {
+			return rcHierarchy.handle(2)
+		}
+	}
+	if handleType(c.h[1]) == htPersistent {
+		if h != c.h[1] {
+			return rcHandle.handle(2)
+		}
+		delete(t.persistent, h)
+		t.dirty = true
+		return 0
+	}
+	if !persistentRange(c.h[0], h) {
+		return rcRange.param(1)
+	}
+	if t.persistent[h] != nil {
+		return rcNVDefined
+	}
+	if len(t.persistent) >= maxPersistent {
+		return rcNVSpace
+	}
+	kept := *o
+	t.persistent[h] = &kept
+	t.dirty = true
+	return 0
+}

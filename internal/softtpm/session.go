@@ -1,0 +1,493 @@
+package softtpm
+
+import (
+	"bytes"
+	"crypto/hmac"
+)
+
+// Kinds of session (TPM_SE).
+const (
+	seHMAC   = 0
+	sePolicy = 1
+	seTrial  = 3
+)
+
+// Attributes of a session (TPMA_SESSION).
+const (
+	saContinue       = 1 << 0
+	saAuditExclusive = 1 << 1
+	saAuditReset     = 1 << 2
+	saDecrypt        = 1 << 5
+	saEncrypt        = 1 << 6
+	saAudit          = 1 << 7
+	saReserved       = 0x18
+)
+
+const (
+	maxLoadedSessions = 3
+	maxSessions       = 64 // loaded and saved ones
+)
+
+// session is a loaded session.
+type session struct {
+	handle   uint32
+	kind     byte
+	alg      uint16
+	sym      symDef
+	key      []byte
+	nonceTPM []byte
+	// bind is the name and authorisation value of what the session is bound to.
+	bind         []byte
+	bound        bool
+	daBound      bool
+	lockoutBound bool
+	started      uint64 // clock, milliseconds
+
+	audit       []byte // digest of an audit session, or nil
+	auditedHash []byte
+
+	policy policyState
+}
+
+// use is one session's part in one command.
+type use struct {
+	h         uint32
+	s         *session // nil for a password
+	attrs     byte
+	nonce     []byte
+	mac       []byte
+	assoc     int // index of the handle that it authorises, or -1
+	emptyHMAC bool
+}
+
+func (u *use) is(attr byte) bool { return u.attrs&attr != 0 }
+
+// bindTo identifies an entity and its authorisation value.
+func bindTo(name, auth []byte) []byte {
+	var w writer
+	w.b2(name)
+	w.b2(auth)
+	return w.b
+}
+
+// authValue returns the authorisation value of an entity, without trailing
+// zeros.
+func (t *TPM) authValue(h uint32) []byte {
+	switch handleType(h) {
+	case htTransient, htPersistent:
+		o := t.object(h)
+		switch {
+		case o == nil:
+		case o.seq != nil:
+			return o.seq.auth
+		case o.sens != nil:
+			return trim(o.sens.auth)
+		}
+	case htNV:
+		if n := t.nv[h]; n != nil {
+			return n.auth
+		}
+	case htPermanent:
+		if h == rhPlatform {
+			return t.platformAuth
+		}
+		return t.auths[h]
+	}
+	return nil
+}
+
+// authorize reads the authorisation area and checks every session in it
+// (part 1, sections 17 to 19), then decrypts the first parameter.
+func (t *TPM) authorize(c *call, area []byte) rc {
+	if e := t.readSessions(c, area); e != 0 {
+		return e
+	}
+	for i, spec := range c.d.handles {
+		if spec.role == roleNone {
+			continue
+		}
+		if i >= len(c.uses) {
+			return rcAuthMissing
+		}
+		c.uses[i].assoc = i
+	}
+	for i, u := range c.uses {
+		if e := t.checkUse(c, u, i); e != 0 {
+			return e
+		}
+	}
+	for i, u := range c.uses {
+		if u.is(saAudit) {
+			u.s.auditedHash = c.cpHash(u.s.alg)
+		}
+		if !u.is(saDecrypt) {
+			continue
+		}
+		size, _, ok := lengthPrefixed(c.params)
+		if !ok {
+			if len(c.params) < 2 {
+				return rcInsufficient.sess(i + 1)
+			}
+			return rcSize.sess(i + 1)
+		}
+		t.crypt(u, c, size, u.nonce, u.s.nonceTPM, false)
+	}
+	return 0
+}
+
+// readSessions reads the sessions and checks what needs no key.
+func (t *TPM) readSessions(c *call, area []byte) rc {
+	r := &reader{b: area}
+	var decrypts, encrypts, audits int
+	for i := 0; len(r.b) > 0; i++ {
+		if i == 3 {
+			return rcSize.sess(4)
+		}
+		fail := func(e rc) rc { return e.sess(i + 1) }
+		u := &use{assoc: -1}
+		u.h = r.u32()
+		if r.err == 0 && u.h != rhPassword && handleType(u.h) != htHMAC && handleType(u.h) != htPolicy {
+			r.fail(rcValue)
+		}
+		u.nonce = r.b2(maxNonce)
+		if u.attrs = r.u8(); r.err == 0 && u.attrs&saReserved != 0 {
+			r.fail(rcReservedBits)
+		}
+		u.mac = r.b2(maxDigest)
+		if r.err != 0 {
+			return fail(r.err)
+		}
+		c.uses = append(c.uses, u)
+		if u.h == rhPassword {
+			if len(u.nonce) != 0 {
+				return fail(rcNonce)
+			}
+			if u.is(saAudit | saDecrypt | saEncrypt | saAuditExclusive | saAuditReset) {
+				return fail(rcAttributes)
+			}
+			continue
+		}
+		if u.s = t.sessions[u.h]; u.s == nil {
+			return rcReferenceS0 + rc(i)
+		}
+		for _, v := range c.uses[:i] {
+			if v.h == u.h {
+				return fail(rcHandle)
+			}
+		}
+		if u.is(saDecrypt) {
+			if decrypts++; !c.d.dec || decrypts > 1 {
+				return fail(rcAttributes)
+			}
+			if u.s.sym.alg == algNull {
+				return fail(rcSymmetric)
+			}
+		}
+		if u.is(saEncrypt) {
+			if encrypts++; !c.d.enc || encrypts > 1 {
+				return fail(rcAttributes)
+			}
+			if u.s.sym.alg == algNull {
+				return fail(rcSymmetric)
+			}
+		}
+		if u.is(saAudit) {
+			if audits++; audits > 1 || u.s.kind != seHMAC {
+				return fail(rcAttributes)
+			}
+			if u.is(saAuditExclusive) && t.exclusive != u.h && u.s.audit != nil && !u.is(saAuditReset) {
+				return rcExclusive
+			}
+		} else if u.is(saAuditExclusive | saAuditReset) {
+			return fail(rcAttributes)
+		}
+	}
+	return 0
+}
+
+// checkUse checks one session of a command.
+func (t *TPM) checkUse(c *call, u *use, i int) rc {
+	if u.s == nil && u.assoc < 0 {
+		return rcHandle.sess(i + 1)
+	}
+	if u.s != nil {
+		if u.s.kind == seTrial {
+			return rcAttributes.sess(i + 1)
+		}
+		if u.s.daBound {
+			if e := t.lockedOut(u.s.lockoutBound); e != 0 {
+				return e
+			}
+		}
+	}
+	if u.assoc < 0 {
+		if !u.is(saDecrypt | saEncrypt | saAudit) {
+			return rcAttributes.sess(i + 1)
+		}
+		return t.checkHMAC(c, u, i).sess(i + 1)
+	}
+	return t.checkAuth(c, u, i).sess(i + 1)
+}
+
+// checkAuth checks a session that authorises the use of a handle.
+func (t *TPM) checkAuth(c *call, u *use, i int) rc {
+	h := c.h[u.assoc]
+	isPolicy := u.s != nil && u.s.kind == sePolicy
+	if !isPolicy || u.s.policy.needAuth || u.s.policy.needPassword {
+		if !t.exempt(h) {
+			if e := t.lockedOut(h == rhLockout); e != 0 {
+				return e
+			}
+			t.daTouched()
+		}
+	}
+	role := c.d.handles[u.assoc].role
+	if !isPolicy {
+		if t.policyRequired(h, role) {
+			return rcAuthType
+		}
+		if !t.authAvailable(h, role, c.d) {
+			return rcAuthUnavailable
+		}
+	} else {
+		if !t.policyAvailable(h, c.d) {
+			return rcAuthUnavailable
+		}
+		if e := t.checkPolicy(c, u, h, role); e != 0 {
+			return e
+		}
+	}
+	if u.s == nil || isPolicy && u.s.policy.needPassword {
+		if hmac.Equal(trim(u.mac), t.authValue(h)) {
+			return 0
+		}
+		return t.authFailed(h)
+	}
+	return t.checkHMAC(c, u, i)
+}
+
+// policyRequired says whether a policy is the only way to authorise.
+func (t *TPM) policyRequired(h uint32, role authRole) bool {
+	switch role {
+	case roleDup:
+		return true
+	case roleAdmin:
+		switch handleType(h) {
+		case htTransient, htPersistent:
+			o := t.object(h)
+			return o.seq == nil && o.pub.is(attrAdminPolicy)
+		case htNV:
+			return true
+		}
+	}
+	return false
+}
+
+// authAvailable says whether the authorisation value may be used.
+func (t *TPM) authAvailable(h uint32, role authRole, d *command) bool {
+	switch handleType(h) {
+	case htTransient, htPersistent:
+		o := t.object(h)
+		if o.seq != nil {
+			return true
+		}
+		return o.sens != nil && (o.pub.is(attrUserWithAuth) || role == roleAdmin && !o.pub.is(attrAdminPolicy))
+	case htNV:
+		n := t.nv[h]
+		switch d.nvOp {
+		case nvOpWrite:
+			return n.attrs&nvAuthWrite != 0
+		case nvOpRead:
+			return n.attrs&nvAuthRead != 0
+		}
+		return true
+	}
+	return true
+}
+
+// policyAvailable says whether the entity has a policy.
+func (t *TPM) policyAvailable(h uint32, d *command) bool {
+	switch handleType(h) {
+	case htTransient, htPersistent:
+		o := t.object(h)
+		return o.seq == nil && o.sens != nil && len(o.pub.policy) > 0
+	case htNV:
+		n := t.nv[h]
+		if len(n.policy) == 0 {
+			return false
+		}
+		switch d.nvOp {
+		case nvOpWrite:
+			return n.attrs&nvPolicyWrite != 0
+		case nvOpRead:
+			return n.attrs&nvPolicyRead != 0
+		}
+		return true
+	case htPermanent:
+		return t.policies[h].digest != nil
+	}
+	return false
+}
+
+// policyOf returns the policy of an entity.
+func (t *TPM) policyOf(h uint32) authPolicy {
+	switch handleType(h) {
+	case htTransient, htPersistent:
+		o := t.object(h)
+		return authPolicy{o.pub.nameAlg, o.pub.policy}
+	case htNV:
+		n := t.nv[h]
+		return authPolicy{n.nameAlg, n.policy}
+	}
+	return t.policies[h]
+}
+
+// hmacKey is the key of a session's HMAC in this command.
+func (t *TPM) hmacKey(c *call, u *use) []byte {
+	k := bytes.Clone(u.s.key)
+	if u.assoc < 0 {
+		return k
+	}
+	h := c.h[u.assoc]
+	auth := t.authValue(h)
+	if u.s.kind == sePolicy {
+		if !u.s.policy.needAuth {
+			return k
+		}
+	} else if u.s.bound && hmac.Equal(u.s.bind, bindTo(t.name(h), auth)) {
+		return k
+	}
+	return append(k, auth...)
+}
+
+// cpHash is the digest of the command for a session's hash.
+func (c *call) cpHash(alg uint16) []byte {
+	parts := [][]byte{be32(c.d.cc)}
+	parts = append(parts, c.names...)
+	return digest(alg, append(parts, c.params)...)
+}
+
+func (t *TPM) checkHMAC(c *call, u *use, i int) rc {
+	key := t.hmacKey(c, u)
+	if len(key) == 0 && len(u.mac) == 0 {
+		u.emptyHMAC = true
+		return 0
+	}
+	var extra []byte
+	if i == 0 {
+		for _, bit := range []byte{saDecrypt, saEncrypt} {
+			for j, v := range c.uses {
+				if j > 0 && v.is(bit) && (bit == saDecrypt || !v.is(saDecrypt)) {
+					extra = append(extra, v.s.nonceTPM...)
+				}
+			}
+		}
+	}
+	want := mac(u.s.alg, key, c.cpHash(u.s.alg), u.nonce, u.s.nonceTPM, extra, []byte{u.attrs})
+	if hmac.Equal(want, u.mac) {
+		return 0
+	}
+	if u.assoc < 0 {
+		return rcBadAuth
+	}
+	return t.authFailed(c.h[u.assoc])
+}
+
+// crypt encrypts or decrypts the first parameter in place (part 1, section 19).
+func (t *TPM) crypt(u *use, c *call, data, newer, older []byte, encrypt bool) {
+	key := bytes.Clone(u.s.key)
+	if u.assoc >= 0 {
+		key = append(key, t.authValue(c.h[u.assoc])...)
+	}
+	if u.s.sym.alg == algXOR {
+		xorMask(u.s.sym.bits, key, newer, older, data)
+		return
+	}
+	n := int(u.s.sym.bits) / 8
+	kiv := kdfa(u.s.alg, key, "CFB", newer, older, (n+16)*8)
+	cfb(kiv[:n], kiv[n:], data, encrypt)
+}
+
+// respondSessions rolls the nonces, encrypts the first response parameter, and
+// appends the response's authorisation area.
+func (t *TPM) respondSessions(c *call, w *writer) {
+	params := c.out.b
+	for _, u := range c.uses {
+		if u.s != nil {
+			t.audit(c, u, params)
+		}
+	}
+	if t.exclusive != 0 && !c.d.keepsExclusive {
+		audited := false
+		for _, u := range c.uses {
+			audited = audited || u.h == t.exclusive && u.is(saAudit)
+		}
+		if !audited {
+			t.exclusive = 0
+		}
+	}
+	for _, u := range c.uses {
+		if u.s != nil {
+			u.s.nonceTPM = t.random(len(u.s.nonceTPM))
+		}
+	}
+	for _, u := range c.uses {
+		if u.is(saEncrypt) {
+			if data, _, ok := lengthPrefixed(params); ok {
+				t.crypt(u, c, data, u.s.nonceTPM, u.nonce, true)
+			}
+		}
+	}
+	w.u32(uint32(len(params)))
+	w.raw(params)
+	for _, u := range c.uses {
+		if u.s == nil {
+			w.b2(nil)
+			w.u8(u.attrs | saContinue)
+			w.b2(nil)
+			continue
+		}
+		attrs := u.attrs
+		if u.is(saAudit) && t.exclusive == u.h {
+			attrs |= saAuditExclusive
+		}
+		w.b2(u.s.nonceTPM)
+		w.u8(attrs)
+		switch {
+		case u.emptyHMAC, u.s.kind == sePolicy && u.s.policy.needPassword && u.assoc >= 0:
+			w.b2(nil)
+		default:
+			rp := digest(u.s.alg, be32(0), be32(c.d.cc), params)
+			w.b2(mac(u.s.alg, t.hmacKey(c, u), rp, u.s.nonceTPM, u.nonce, []byte{attrs}))
+		}
+		if !u.is(saContinue) {
+			t.dropSession(u.h)
+		} else if u.s.kind == sePolicy && u.assoc >= 0 {
+			u.s.policy = policyState{digest: make([]byte, hashSize(u.s.alg))}
+			u.s.started = t.clock()
+		}
+	}
+}
+
+// audit extends the digest of an audit session.
+func (t *TPM) audit(c *call, u *use, params []byte) {
+	if !u.is(saAudit) {
+		return
+	}
+	if u.s.audit == nil || u.is(saAuditReset) {
+		u.s.audit = make([]byte, hashSize(u.s.alg))
+		t.exclusive = u.h
+	}
+	rp := digest(u.s.alg, be32(0), be32(c.d.cc), params)
+	u.s.audit = digest(u.s.alg, u.s.audit, u.s.auditedHash, rp)
+}
+
+func (t *TPM) dropSession(h uint32) {
+	if s := t.sessions[h]; s != nil {
+		clear(s.key)
+	}
+	delete(t.sessions, h)
+	if t.exclusive == h {
+		t.exclusive = 0
+	}
+}
