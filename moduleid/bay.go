@@ -59,7 +59,7 @@ func (b *Bay) Entry() Entry {
 func (b *Bay) Admit(ctx context.Context) (*Session, error) {
 	s, _, err := b.admit(ctx, NewChallenge(b.inv.cfg.Node, b.cfg.Connector))
 	if merr := b.inv.measure(ctx); merr != nil {
-		b.doubt(Entry{Connector: b.cfg.Connector, State: StateEmpty})
+		b.doubt(Entry{Connector: b.cfg.Connector})
 		return nil, merr
 	}
 	return s, err
@@ -68,7 +68,7 @@ func (b *Bay) Admit(ctx context.Context) (*Session, error) {
 // Removed ends every session: the module was pulled out, or its bus was
 // enumerated anew. The next Admit starts over.
 func (b *Bay) Removed(ctx context.Context) error {
-	b.doubt(Entry{Connector: b.cfg.Connector, State: StateEmpty})
+	b.doubt(Entry{Connector: b.cfg.Connector})
 	b.inv.vacated(b)
 	b.log.InfoContext(ctx, "module removed", "event", "moduleid.removed", "connector", b.cfg.Connector)
 	return b.inv.measure(ctx)
@@ -122,7 +122,7 @@ func (b *Bay) admit(ctx context.Context, c Challenge) (*Session, *Evidence, erro
 	}
 	changed := b.identity == nil || b.identity.id != id.id
 	b.identity, b.expires = id, b.inv.cfg.now().Add(b.cfg.Lease)
-	b.entry = Entry{Connector: b.cfg.Connector, State: StateAdmitted, ID: id.id, Class: id.class}
+	b.entry = Entry{Connector: b.cfg.Connector, ID: id.id, Class: id.class}
 	s := &Session{bay: b, generation: b.generation, id: id.id}
 	b.mu.Unlock()
 	if err := b.inv.unique(ctx, b, id.id); err != nil {
@@ -188,7 +188,7 @@ func (b *Bay) silent(ctx context.Context, gen uint64, err error) error {
 	if !same {
 		return fmt.Errorf("%w: connector %s changed while its module was proving itself: %w", ErrUnproven, b.cfg.Connector, err)
 	}
-	e := Entry{Connector: b.cfg.Connector, State: StateEmpty}
+	e := Entry{Connector: b.cfg.Connector}
 	if errors.Is(err, ErrAbsent) {
 		b.doubt(e)
 		b.inv.vacated(b)
@@ -215,7 +215,7 @@ func (b *Bay) refuse(ctx context.Context, err error) error {
 	b.generation++
 	b.identity = nil
 	was := b.entry
-	b.entry = Entry{Connector: b.cfg.Connector, State: StateRefused, Reason: reason}
+	b.entry = Entry{Connector: b.cfg.Connector, Reason: reason}
 	chip := b.chip
 	b.chip = nil // whatever answers next is asked from the start
 	now := b.entry

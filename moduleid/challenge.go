@@ -51,10 +51,9 @@ const (
 
 // Labels of every digest made here: no two purposes share one.
 const (
-	labelChallenge   = "moduleid.v1\x00challenge"
-	labelNonce       = "moduleid.v1\x00nonce"
-	labelInventory   = "moduleid.v1\x00inventory"
-	labelRevocations = "moduleid.v1\x00revocations"
+	labelChallenge = "moduleid.v1\x00challenge"
+	labelNonce     = "moduleid.v1\x00nonce"
+	labelInventory = "moduleid.v1\x00inventory"
 )
 
 // Validate reports what keeps the challenge from being asked: a zero nonce, or

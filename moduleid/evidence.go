@@ -80,8 +80,9 @@ func (e *Evidence) Certificates() ([]*x509.Certificate, error) {
 // lists, so each is a decision of its owner.
 //
 // Check must verify that the key of Proof.Chain[0] signed the challenge's
-// digest, freshly; it does not judge the chain, which the Verifier does. It is
-// pure and safe for concurrent use.
+// digest, freshly; it does not judge the chain, which the Verifier does. Its
+// error means ReasonProof, unless it is a RefusedError with findings of its
+// own. It is pure and safe for concurrent use.
 type Scheme interface {
 	Name() string
 	Check(c Challenge, e *Evidence) (*Proof, error)

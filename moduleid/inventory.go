@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// PCRModules is the PCR that inventories are measured into by default.
-const PCRModules = 13
+// defaultPCR is where inventories are measured by default.
+const defaultPCR = 13
 
 // PCRs is the part of a TPM that an inventory is measured with.
 type PCRs interface {
@@ -31,7 +31,7 @@ type InventoryConfig struct {
 	// verifier then refuses the node's reports, unless it is told not to.
 	PCRs PCRs
 
-	// PCR is the register; zero means PCRModules. Banks are its hash
+	// PCR is the register; zero means 13. Banks are its hash
 	// algorithms; nil means SHA-256 and SHA-384.
 	PCR   int
 	Banks []crypto.Hash
@@ -81,10 +81,10 @@ func NewInventory(cfg InventoryConfig) (*Inventory, error) {
 		return nil, fmt.Errorf("moduleid: an inventory has 1 to %d bays, not %d", maxConnectors, len(cfg.Bays))
 	}
 	if cfg.PCR == 0 {
-		cfg.PCR = PCRModules
+		cfg.PCR = defaultPCR
 	}
 	if cfg.PCR < 0 || cfg.PCR == 16 || cfg.PCR >= 23 {
-		return nil, fmt.Errorf("moduleid: PCR %d can be reset by software or does not exist; use %d", cfg.PCR, PCRModules)
+		return nil, fmt.Errorf("moduleid: PCR %d can be reset by software or does not exist; use %d", cfg.PCR, defaultPCR)
 	}
 	if cfg.Banks == nil {
 		cfg.Banks = []crypto.Hash{crypto.SHA256, crypto.SHA384}
@@ -119,7 +119,7 @@ func NewInventory(cfg InventoryConfig) (*Inventory, error) {
 			bc.Timeout = 5 * time.Second
 		}
 		inv.bays = append(inv.bays, &Bay{cfg: bc, inv: inv, log: cfg.Logger, proving: make(chan struct{}, 1),
-			entry: Entry{Connector: bc.Connector, State: StateEmpty}})
+			entry: Entry{Connector: bc.Connector}})
 	}
 	slices.SortFunc(inv.bays, func(a, b *Bay) int { return bytes.Compare([]byte(a.cfg.Connector), []byte(b.cfg.Connector)) })
 	return inv, nil
@@ -172,7 +172,7 @@ func (inv *Inventory) each(ctx context.Context, challenge func(*Bay) Challenge) 
 	wg.Wait()
 	for i, b := range inv.bays {
 		// The first of two duplicates was admitted before the second came.
-		if e := b.Entry(); errs[i] == nil && e.State == StateRefused {
+		if e := b.Entry(); errs[i] == nil && e.Refused() {
 			r := &RefusedError{Node: inv.cfg.Node, Connector: e.Connector}
 			r.add(e.Reason, "found while another connector proved itself")
 			errs[i] = r
@@ -188,7 +188,7 @@ func (inv *Inventory) unique(ctx context.Context, b *Bay, id string) error {
 	defer inv.dup.Unlock()
 	places := inv.places[id]
 	for _, other := range inv.bays {
-		if e := other.Entry(); other == b || !places[other] && (e.State != StateAdmitted || e.ID != id) {
+		if e := other.Entry(); other == b || !places[other] && (e.ID != id) {
 			continue
 		}
 		refusal := func(x, y *Bay) error {
@@ -225,7 +225,7 @@ func (inv *Inventory) measureOrDrop(ctx context.Context) error {
 	err := inv.measure(ctx)
 	if err != nil {
 		for _, b := range inv.bays {
-			b.doubt(Entry{Connector: b.cfg.Connector, State: StateEmpty})
+			b.doubt(Entry{Connector: b.cfg.Connector})
 		}
 	}
 	return err

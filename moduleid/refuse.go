@@ -81,3 +81,8 @@ func (e *RefusedError) Reason() Reason {
 func (e *RefusedError) add(r Reason, detail string) {
 	e.Findings = append(e.Findings, Finding{r, detail})
 }
+
+// malformed is a scheme's error for evidence that can't be read.
+func malformed(err error) error {
+	return &RefusedError{Findings: []Finding{{ReasonMalformed, err.Error()}}}
+}

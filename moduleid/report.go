@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/trusttree/trusttree/moduleid/internal/strict"
 )
 
 // MediaType is the media type of a report.
@@ -80,7 +82,7 @@ type ReportInput struct {
 	Nonce []byte // what the verifier sent; used once
 
 	// Bank and PCRs are values that a verified quote proved. PCR is the
-	// register of the inventory; zero means PCRModules.
+	// register of the inventory; zero means 13.
 	Bank crypto.Hash
 	PCRs map[int][]byte
 	PCR  int
@@ -147,11 +149,11 @@ func (v *Verifier) VerifyReport(in ReportInput) (*Verdict, error) {
 		e := evidence[entry.Connector]
 		delete(evidence, entry.Connector)
 		if e == nil {
-			if entry.State == StateEmpty {
+			if !entry.Admitted() && !entry.Refused() {
 				continue
 			}
 			refused.add(entry.Reason, "the node refused it, and sent no evidence")
-			if entry.State == StateAdmitted {
+			if entry.Admitted() {
 				refused.Findings = []Finding{{ReasonInventory, "the node admitted a module, but sent no evidence of it"}}
 				errs = append(errs, refused)
 			}
@@ -164,15 +166,15 @@ func (v *Verifier) VerifyReport(in ReportInput) (*Verdict, error) {
 			if !errors.As(err, &refused) {
 				refused.add(ReasonMalformed, err.Error())
 			}
-			if entry.State != StateRefused {
+			if !entry.Refused() {
 				errs = append(errs, refused)
 			}
-		case entry.State == StateRefused:
+		case entry.Refused():
 			refused.ID = id.id
 			refused.add(entry.Reason, "the node refused it; its evidence would pass here")
-		case entry.State != StateAdmitted || entry.ID != id.id || entry.Class != id.class:
+		case entry.ID != id.id || entry.Class != id.class:
 			refused.ID = id.id
-			refused.add(ReasonInventory, fmt.Sprintf("the node measured %s %s of class %q; the module proved to be %s of class %q", entry.State, entry.ID, entry.Class, id.id, id.class))
+			refused.add(ReasonInventory, fmt.Sprintf("the node measured %q of class %q; the module proved to be %s of class %q", entry.ID, entry.Class, id.id, id.class))
 			errs = append(errs, refused)
 		case places[id.id] != "":
 			refused.ID = id.id
@@ -211,11 +213,11 @@ func (v *Verifier) missing(verdict *Verdict, node string) (errs []error) {
 // the PCR.
 func (v *Verifier) readReport(in ReportInput) (*report, *celLog, error) {
 	var r report
-	if err := decodeStrict(in.Body, maxReport, 1, &r); err != nil {
+	if err := strict.Decode(in.Body, maxReport, 1, &r); err != nil {
 		return nil, nil, err
 	}
 	if in.PCR == 0 {
-		in.PCR = PCRModules
+		in.PCR = defaultPCR
 	}
 	switch {
 	case len(in.Nonce) < minNonce || len(in.Nonce) > maxNonce:

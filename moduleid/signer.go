@@ -14,25 +14,25 @@ import (
 	"sync"
 )
 
-// SchemeSigner is the name of the proofs of [FromSigner].
-const SchemeSigner = "signer.v1"
+// schemeSigner is the name of the proofs of [FromSigner].
+const schemeSigner = "signer.v1"
 
-// SignerScheme returns the Scheme that checks proofs of [FromSigner]: a
+// SignerScheme returns the Scheme "signer.v1" that checks proofs of [FromSigner]: a
 // signature over the challenge's digest by the leaf's key, ECDSA in ASN.1 DER
 // with SHA-256, RSA-PSS with SHA-256, or Ed25519 over the 32 bytes.
 func SignerScheme() Scheme { return signerScheme{} }
 
 type signerScheme struct{}
 
-func (signerScheme) Name() string { return SchemeSigner }
+func (signerScheme) Name() string { return schemeSigner }
 
 func (signerScheme) Check(c Challenge, e *Evidence) (*Proof, error) {
 	certs, err := e.Certificates()
 	if err != nil {
-		return nil, &MalformedError{err}
+		return nil, malformed(err)
 	}
 	if len(e.Message) != 0 {
-		return nil, &MalformedError{errors.New("a signer's proof has no message")}
+		return nil, malformed(errors.New("a signer's proof has no message"))
 	}
 	digest, ok := c.Digest(), false
 	switch k := certs[0].PublicKey.(type) {
@@ -43,7 +43,7 @@ func (signerScheme) Check(c Challenge, e *Evidence) (*Proof, error) {
 	case ed25519.PublicKey:
 		ok = ed25519.Verify(k, digest[:], e.Signature)
 	default:
-		return nil, &MalformedError{fmt.Errorf("a key of algorithm %s is not supported", certs[0].PublicKeyAlgorithm)}
+		return nil, malformed(fmt.Errorf("a key of algorithm %s is not supported", certs[0].PublicKeyAlgorithm))
 	}
 	if !ok {
 		return nil, errors.New("the signature does not answer this challenge")
@@ -112,7 +112,7 @@ func (s *signerChip) Prove(ctx context.Context, c Challenge) (*Evidence, error) 
 		if r.err != nil {
 			return nil, fmt.Errorf("moduleid: the signer failed: %w", r.err)
 		}
-		return &Evidence{Scheme: SchemeSigner, Chain: s.chain, Signature: r.sig}, nil
+		return &Evidence{Scheme: schemeSigner, Chain: s.chain, Signature: r.sig}, nil
 	}
 }
 

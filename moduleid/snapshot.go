@@ -3,28 +3,22 @@ package moduleid
 import (
 	"crypto"
 	"fmt"
-	"slices"
-	"strings"
 )
 
-// State is what is in a connector.
-type State string
-
-// The states of a connector.
-const (
-	StateEmpty    State = "empty"    // nothing there
-	StateAdmitted State = "admitted" // a module that proved itself
-	StateRefused  State = "refused"  // something that did not
-)
-
-// Entry is one connector in an inventory.
+// Entry is one connector in an inventory: with an ID, an admitted module; with
+// a reason, a refused one; with neither, nothing.
 type Entry struct {
 	Connector string `json:"connector"`
-	State     State  `json:"state"`
 	ID        string `json:"id,omitempty"`     // of an admitted module; see [ID]
 	Class     string `json:"class,omitempty"`  // of an admitted module
-	Reason    Reason `json:"reason,omitempty"` // why it was refused
+	Reason    Reason `json:"reason,omitempty"` // why what is there was refused
 }
+
+// Admitted reports whether the connector holds a module that proved itself.
+func (e Entry) Admitted() bool { return e.ID != "" }
+
+// Refused reports whether it holds something that did not.
+func (e Entry) Refused() bool { return e.Reason != "" }
 
 // Snapshot is the inventory of a node at one moment, sorted by connector. It
 // holds nothing that differs between two boots with the same modules, so that
@@ -40,7 +34,7 @@ const maxConnectors = 256
 func (s Snapshot) Digest(bank crypto.Hash, node string) []byte {
 	fields := [][]byte{[]byte(node)}
 	for _, e := range s {
-		fields = append(fields, []byte(e.Connector), []byte(e.State), []byte(e.ID), []byte(e.Class), []byte(e.Reason))
+		fields = append(fields, []byte(e.Connector), []byte(e.ID), []byte(e.Class), []byte(e.Reason))
 	}
 	return hashFields(bank, labelInventory, fields...)
 }
@@ -56,22 +50,10 @@ func (s Snapshot) check() error {
 		if i > 0 && e.Connector <= s[i-1].Connector {
 			return fmt.Errorf("connector %s is out of order", e.Connector)
 		}
-		ok := false
-		switch e.State {
-		case StateEmpty:
-			ok = e.ID == "" && e.Class == "" && e.Reason == ""
-		case StateAdmitted:
-			ok = len(e.ID) == 64 && e.Class != "" && e.Reason == ""
-		case StateRefused:
-			ok = e.ID == "" && e.Class == "" && e.Reason != ""
-		}
-		if !ok || len(e.Class) > maxName || len(e.Reason) > maxName {
-			return fmt.Errorf("connector %s: state %.20q with id %.64q, class %.64q, reason %.64q makes no sense", e.Connector, e.State, e.ID, e.Class, e.Reason)
+		// An ID has 64 digits and a class; a refusal has neither.
+		if e.Admitted() && (len(e.ID) != 64 || e.Class == "" || e.Refused()) || !e.Admitted() && e.Class != "" || len(e.Class) > maxName || len(e.Reason) > maxName {
+			return fmt.Errorf("connector %s: id %.64q with class %.64q and reason %.64q makes no sense", e.Connector, e.ID, e.Class, e.Reason)
 		}
 	}
 	return nil
-}
-
-func sortSnapshot(s Snapshot) {
-	slices.SortFunc(s, func(a, b Entry) int { return strings.Compare(a.Connector, b.Connector) })
 }

@@ -33,7 +33,7 @@ type Verifier struct {
 
 	// Revocations are consulted for every proof. Nil refuses, unless
 	// UnsafeNoRevocations is set.
-	Revocations         *Revocations
+	Revocations         Revocations
 	UnsafeNoRevocations bool
 
 	// Now is the clock; nil means time.Now. ClockFloor is a time that is
@@ -51,6 +51,27 @@ type Connector struct {
 	Required bool     // a report without an admitted module here is not affirmed
 }
 
+// Revocations knows what was revoked; package moduleid/revocation implements
+// it. Safe for concurrent use.
+type Revocations interface {
+	// Check returns the findings about the certificates of chains, each leaf
+	// first, and about a list that is missing or too old at that time.
+	Check(chains [][]*x509.Certificate, now time.Time) []Finding
+
+	// Issued returns when the list in force was issued, which is past.
+	Issued() time.Time
+}
+
+func (v *Verifier) revoked(p *Proof, chains [][]*x509.Certificate, now time.Time) []Finding {
+	if v.Revocations == nil {
+		if v.UnsafeNoRevocations {
+			return nil
+		}
+		return []Finding{{ReasonStaleList, "no revocation list is configured"}}
+	}
+	return v.Revocations.Check(append([][]*x509.Certificate{p.Chain}, chains...), now)
+}
+
 // maxSkew is how far the revocation authority's clock may be ahead.
 const maxSkew = 5 * time.Minute
 
@@ -65,7 +86,7 @@ func (v *Verifier) now() (time.Time, error) {
 	t, floor := now(), v.ClockFloor
 	if v.Revocations != nil {
 		// The authority signed the list at that time: it is past.
-		if issued := v.Revocations.issued().Add(-maxSkew); issued.After(floor) {
+		if issued := v.Revocations.Issued().Add(-maxSkew); issued.After(floor) {
 			floor = issued
 		}
 	}
@@ -104,9 +125,10 @@ func (v *Verifier) Verify(c Challenge, e *Evidence) (*Identity, error) {
 	}
 	proof, err := scheme.Check(c, e)
 	if err != nil {
-		var m *MalformedError
-		if errors.As(err, &m) {
-			return fail(ReasonMalformed, err)
+		var own *RefusedError
+		if errors.As(err, &own) && len(own.Findings) > 0 {
+			refused.Findings = own.Findings
+			return nil, refused
 		}
 		return fail(ReasonProof, err)
 	}
@@ -209,13 +231,3 @@ func sortedKeys[V any](m map[int]V) []int {
 	slices.Sort(keys)
 	return keys
 }
-
-// MalformedError is what a Scheme returns for evidence that it can't read, so
-// that the refusal says so instead of naming a forged signature.
-type MalformedError struct{ Err error }
-
-// Error implements error.
-func (e *MalformedError) Error() string { return e.Err.Error() }
-
-// Unwrap returns the cause.
-func (e *MalformedError) Unwrap() error { return e.Err }

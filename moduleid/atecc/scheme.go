@@ -23,10 +23,10 @@ func (external) Name() string { return SchemeExternal }
 func (external) Check(c moduleid.Challenge, e *moduleid.Evidence) (*moduleid.Proof, error) {
 	certs, err := e.Certificates()
 	if err != nil {
-		return nil, &moduleid.MalformedError{Err: err}
+		return nil, malformed(err)
 	}
 	if len(e.Message) != 0 || len(e.Signature) != 64 {
-		return nil, &moduleid.MalformedError{Err: errors.New("the proof is not a signature of 64 bytes")}
+		return nil, malformed(errors.New("the proof is not a signature of 64 bytes"))
 	}
 	digest := c.Digest()
 	if err := verify(certs[0].PublicKey, digest[:], e.Signature); err != nil {
@@ -39,10 +39,14 @@ func (external) Check(c moduleid.Challenge, e *moduleid.Evidence) (*moduleid.Pro
 func verify(key any, digest, sig []byte) error {
 	k, ok := key.(*ecdsa.PublicKey)
 	if !ok || k.Curve != elliptic.P256() {
-		return &moduleid.MalformedError{Err: errors.New("the certificate is not for a P-256 key")}
+		return malformed(errors.New("the certificate is not for a P-256 key"))
 	}
 	if !ecdsa.Verify(k, digest, new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])) {
 		return errors.New("the signature does not answer this challenge")
 	}
 	return nil
+}
+
+func malformed(err error) error {
+	return &moduleid.RefusedError{Findings: []moduleid.Finding{{Reason: moduleid.ReasonMalformed, Detail: err.Error()}}}
 }

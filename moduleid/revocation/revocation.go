@@ -1,11 +1,21 @@
-package moduleid
+// Package revocation keeps signed, monotonic revocation lists of modules for
+// moduleid.Verifier.
+//
+// Start with [Sign], on the owner's side, and with [New] and [Revocations.Update]
+// where modules are verified. A list names keys and certificates, of modules
+// or of the CAs above them. It replaces only lists of a lower sequence, so that
+// an old one played back changes nothing, and refuses every module when it is
+// older than its maximum age, so that one held back does not either.
+package revocation
 
 import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,22 +24,25 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/trusttree/trusttree/moduleid"
+	"github.com/trusttree/trusttree/moduleid/internal/strict"
 )
 
-// RevocationList is what the owner's revocation authority says. It is data to
-// sign with [SignRevocations]; only [Revocations] that verified a list acts on
+// List is what the owner's revocation authority says. It is data to
+// sign with [Sign]; only [Revocations] that verified a list acts on
 // it.
-type RevocationList struct {
+type List struct {
 	Version  int       `json:"version"`           // of the format: 1
 	Sequence uint64    `json:"sequence"`          // of the list: higher replaces lower; starts at 1
 	Issued   time.Time `json:"issued"`            // when it was signed
-	IDs      []string  `json:"ids,omitempty"`     // revoked keys, of modules or of CAs; see [ID]
+	IDs      []string  `json:"ids,omitempty"`     // revoked keys, of modules or of CAs; see [moduleid.ID]
 	Serials  []Serial  `json:"serials,omitempty"` // revoked certificates
 }
 
 // Serial names one certificate.
 type Serial struct {
-	IssuerID string `json:"issuer_id"` // [ID] of the issuer's certificate
+	IssuerID string `json:"issuer_id"` // [moduleid.ID] of the issuer's certificate
 	Serial   string `json:"serial"`    // serial number in hexadecimal
 }
 
@@ -44,31 +57,31 @@ const (
 	maxListSignatures = 8
 )
 
-// SignRevocations signs a list with an Ed25519 or ECDSA P-256 key, in the
+// Sign signs a list with an Ed25519 or ECDSA P-256 key, in the
 // format that [Revocations.Update] reads.
-func SignRevocations(list RevocationList, key crypto.Signer) ([]byte, error) {
+func Sign(list List, key crypto.Signer) ([]byte, error) {
 	list.Version = 1
 	if list.Sequence == 0 || list.Issued.IsZero() {
-		return nil, errors.New("moduleid: a revocation list needs a sequence from 1 and the time of issue")
+		return nil, errors.New("revocation: a list needs a sequence from 1 and the time of issue")
 	}
 	payload, err := json.Marshal(list)
 	if err != nil {
-		return nil, fmt.Errorf("moduleid: revocation list: %w", err)
+		return nil, fmt.Errorf("revocation: list: %w", err)
 	}
-	sum := hashFields(crypto.SHA256, labelRevocations, payload)
+	sum := digest(payload)
 	opts := crypto.SignerOpts(crypto.SHA256)
 	if _, ok := key.Public().(ed25519.PublicKey); ok {
 		opts = crypto.Hash(0)
 	}
 	sig, err := key.Sign(rand.Reader, sum, opts)
 	if err != nil {
-		return nil, fmt.Errorf("moduleid: sign the revocation list: %w", err)
+		return nil, fmt.Errorf("revocation: sign the list: %w", err)
 	}
 	return json.Marshal(signedList{Version: 1, Payload: payload, Signatures: [][]byte{sig}})
 }
 
-// RevocationsConfig says whose lists are believed, and for how long.
-type RevocationsConfig struct {
+// Config says whose lists are believed, and for how long.
+type Config struct {
 	// Keys are the revocation authority's Ed25519 or ECDSA keys. A list needs
 	// a signature of one of them.
 	Keys []crypto.PublicKey
@@ -86,26 +99,26 @@ type RevocationsConfig struct {
 // Revocations holds the newest list that was verified. It is safe for
 // concurrent use.
 type Revocations struct {
-	cfg RevocationsConfig
+	cfg Config
 
 	mu      sync.RWMutex
-	list    *RevocationList // nil before the first list
+	list    *List // nil before the first list
 	payload []byte
 	ids     map[string]bool
 	serials map[Serial]bool
 }
 
-// NewRevocations returns a holder without a list: it refuses every module
+// New returns a holder without a list: it refuses every module
 // until Update verified one.
-func NewRevocations(cfg RevocationsConfig) (*Revocations, error) {
+func New(cfg Config) (*Revocations, error) {
 	if len(cfg.Keys) == 0 {
-		return nil, errors.New("moduleid: revocations need at least one key of their authority")
+		return nil, errors.New("revocation need at least one key of their authority")
 	}
 	for _, k := range cfg.Keys {
 		switch k.(type) {
 		case ed25519.PublicKey, *ecdsa.PublicKey:
 		default:
-			return nil, fmt.Errorf("moduleid: revocations: a key of type %T is not supported; use Ed25519 or ECDSA", k)
+			return nil, fmt.Errorf("revocation: a key of type %T is not supported; use Ed25519 or ECDSA", k)
 		}
 	}
 	if cfg.MaxAge == 0 {
@@ -116,28 +129,28 @@ func NewRevocations(cfg RevocationsConfig) (*Revocations, error) {
 
 // ErrRollback is returned for a revocation list that is older than, or differs
 // from, the one in force with the same sequence.
-var ErrRollback = errors.New("moduleid: revocation list rolled back")
+var ErrRollback = errors.New("revocation: list rolled back")
 
 // Update verifies a signed list and puts it in force, if it is newer. The list
 // in force again is no error.
 func (r *Revocations) Update(signed []byte) error {
 	var s signedList
-	if err := decodeStrict(signed, maxListSize, 1, &s); err != nil {
-		return fmt.Errorf("moduleid: revocation list: %w", err)
+	if err := strict.Decode(signed, maxListSize, 1, &s); err != nil {
+		return fmt.Errorf("revocation: list: %w", err)
 	}
 	if len(s.Signatures) == 0 || len(s.Signatures) > maxListSignatures {
-		return fmt.Errorf("moduleid: revocation list: %d signatures; 1 to %d are allowed", len(s.Signatures), maxListSignatures)
+		return fmt.Errorf("revocation: list: %d signatures; 1 to %d are allowed", len(s.Signatures), maxListSignatures)
 	}
-	sum := hashFields(crypto.SHA256, labelRevocations, s.Payload)
+	sum := digest(s.Payload)
 	if !slices.ContainsFunc(s.Signatures, func(sig []byte) bool { return r.signed(sum, sig) }) {
-		return errors.New("moduleid: revocation list: no signature of a known key")
+		return errors.New("revocation: list: no signature of a known key")
 	}
-	var list RevocationList
-	if err := decodeStrict(s.Payload, maxListSize, 1, &list); err != nil {
-		return fmt.Errorf("moduleid: revocation list: %w", err)
+	var list List
+	if err := strict.Decode(s.Payload, maxListSize, 1, &list); err != nil {
+		return fmt.Errorf("revocation: list: %w", err)
 	}
 	if list.Sequence == 0 || list.Issued.IsZero() {
-		return errors.New("moduleid: revocation list: it has no sequence or no time of issue")
+		return errors.New("revocation: list: it has no sequence or no time of issue")
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -151,7 +164,7 @@ func (r *Revocations) Update(signed []byte) error {
 	}
 	if r.cfg.Save != nil {
 		if err := r.cfg.Save(signed); err != nil {
-			return fmt.Errorf("moduleid: keep the revocation list: %w", err)
+			return fmt.Errorf("revocation: keep the list: %w", err)
 		}
 	}
 	r.list, r.payload = &list, s.Payload
@@ -191,14 +204,24 @@ func (r *Revocations) Sequence() uint64 {
 	return r.list.Sequence
 }
 
-// issued returns the time of issue of the list in force, zero before the first.
-func (r *Revocations) issued() time.Time {
+// Issued returns the time of issue of the list in force, zero before the first.
+func (r *Revocations) Issued() time.Time {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if r.list == nil {
 		return time.Time{}
 	}
 	return r.list.Issued
+}
+
+// digest is what is signed: SHA-256 over the label "moduleid.v1", a zero byte,
+// "revocations", and the payload after its length as a 32-bit big-endian
+// integer.
+func digest(payload []byte) []byte {
+	h := sha256.New()
+	h.Write(binary.BigEndian.AppendUint32([]byte("moduleid.v1\x00revocations"), uint32(len(payload))))
+	h.Write(payload)
+	return h.Sum(nil)
 }
 
 // normalSerial writes a serial number in one way: lower-case hexadecimal
@@ -211,35 +234,25 @@ func normalSerial(s string) string {
 	return n.Text(16)
 }
 
-// revoked returns the findings of the revocation list about every certificate
-// of the proof and of the chains that were verified for it.
-func (v *Verifier) revoked(p *Proof, chains [][]*x509.Certificate, now time.Time) []Finding {
-	if v.Revocations == nil {
-		if v.UnsafeNoRevocations {
-			return nil
-		}
-		return []Finding{{ReasonStaleList, "no revocation list is configured"}}
-	}
-	return v.Revocations.check(append([][]*x509.Certificate{p.Chain}, chains...), now)
-}
-
-func (r *Revocations) check(chains [][]*x509.Certificate, now time.Time) (f []Finding) {
+// Check implements moduleid.Revocations: the findings about every certificate
+// of the chains, each leaf first.
+func (r *Revocations) Check(chains [][]*x509.Certificate, now time.Time) (f []moduleid.Finding) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if r.list == nil {
-		return []Finding{{ReasonStaleList, "no revocation list was received yet"}}
+		return []moduleid.Finding{{Reason: moduleid.ReasonStaleList, Detail: "no revocation list was received yet"}}
 	}
 	if age := now.Sub(r.list.Issued); age > r.cfg.MaxAge {
-		f = append(f, Finding{ReasonStaleList, fmt.Sprintf("revocation list %d is %s old; at most %s are allowed", r.list.Sequence, age.Round(time.Second), r.cfg.MaxAge)})
+		f = append(f, moduleid.Finding{Reason: moduleid.ReasonStaleList, Detail: fmt.Sprintf("revocation list %d is %s old; at most %s are allowed", r.list.Sequence, age.Round(time.Second), r.cfg.MaxAge)})
 	}
 	for _, chain := range chains {
 		for i, c := range chain {
-			if id := ID(c); r.ids[id] {
-				f = append(f, Finding{ReasonRevoked, fmt.Sprintf("list %d names the key %s of certificate %d", r.list.Sequence, id, i)})
+			if id := moduleid.ID(c); r.ids[id] {
+				f = append(f, moduleid.Finding{Reason: moduleid.ReasonRevoked, Detail: fmt.Sprintf("list %d names the key %s of certificate %d", r.list.Sequence, id, i)})
 				return f
 			}
-			if i+1 < len(chain) && r.serials[Serial{ID(chain[i+1]), c.SerialNumber.Text(16)}] {
-				f = append(f, Finding{ReasonRevoked, fmt.Sprintf("list %d names the serial number %s of certificate %d", r.list.Sequence, c.SerialNumber.Text(16), i)})
+			if i+1 < len(chain) && r.serials[Serial{moduleid.ID(chain[i+1]), c.SerialNumber.Text(16)}] {
+				f = append(f, moduleid.Finding{Reason: moduleid.ReasonRevoked, Detail: fmt.Sprintf("list %d names the serial number %s of certificate %d", r.list.Sequence, c.SerialNumber.Text(16), i)})
 				return f
 			}
 		}

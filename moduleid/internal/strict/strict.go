@@ -1,4 +1,5 @@
-package moduleid
+// Package strict decodes JSON that was not written by a friend.
+package strict
 
 import (
 	"bytes"
@@ -8,10 +9,10 @@ import (
 	"io"
 )
 
-// decodeStrict decodes one JSON value of at most limit bytes, refusing unknown
+// Decode decodes one JSON value of at most limit bytes, refusing unknown
 // fields, duplicates of a key, trailing data, and versions other than current
 // (there is no older one yet).
-func decodeStrict(data []byte, limit, current int, v any) error {
+func Decode(data []byte, limit, current int, v any) error {
 	if len(data) > limit {
 		return fmt.Errorf("%d bytes; the limit is %d", len(data), limit)
 	}

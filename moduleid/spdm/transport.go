@@ -1,0 +1,166 @@
+package spdm
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+)
+
+// maxFrame bounds what a peer can make us read for one message.
+const maxFrame = 64 << 10
+
+// Loopback returns a transport to a responder in the same process.
+func Loopback(r *Responder) Transport { return loopback{r} }
+
+type loopback struct{ r *Responder }
+
+func (l loopback) Exchange(ctx context.Context, req []byte) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return l.r.Respond(req), nil
+}
+
+func (loopback) Close() error { return nil }
+
+// framing reads and writes one message on a stream.
+type framing interface {
+	write(w io.Writer, m []byte) error
+	read(r io.Reader) ([]byte, error)
+}
+
+// stream is a transport over a connection.
+type stream struct {
+	conn    net.Conn
+	framing framing
+	broken  error // after an exchange that was cut off: the stream is out of step
+}
+
+func (s *stream) Exchange(ctx context.Context, req []byte) (rsp []byte, err error) {
+	if s.broken != nil {
+		return nil, fmt.Errorf("the connection broke earlier: %w", s.broken)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Now()) })
+	defer stop()
+	if err = s.framing.write(s.conn, req); err == nil {
+		rsp, err = s.framing.read(s.conn)
+	}
+	if err != nil {
+		s.broken = errors.Join(err, ctx.Err())
+		return nil, s.broken
+	}
+	return rsp, nil
+}
+
+func (s *stream) Close() error { return s.conn.Close() }
+
+// DialTCP connects to a responder over SPDM's TCP binding (DMTF DSP0287).
+func DialTCP(ctx context.Context, address string) (Transport, error) {
+	return dial(ctx, address, tcpFraming{})
+}
+
+func dial(ctx context.Context, address string, f framing) (*stream, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("spdm: %w", err)
+	}
+	return &stream{conn: conn, framing: f}, nil
+}
+
+// tcpFraming is DSP0287: length of what follows it, version 1, type 5.
+type tcpFraming struct{}
+
+func (tcpFraming) write(w io.Writer, m []byte) error {
+	if len(m)+2 > 0xffff {
+		return fmt.Errorf("a message of %d bytes does not fit the transport", len(m))
+	}
+	p := le.AppendUint16(nil, uint16(len(m)+2))
+	_, err := w.Write(append(append(p, 1, 5), m...))
+	return err
+}
+
+func (tcpFraming) read(r io.Reader) ([]byte, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	n := int(le.Uint16(head[:])) - 2
+	if n < 4 || head[2] != 1 || head[3] != 5 {
+		return nil, fmt.Errorf("a frame of length %d, version %d, type %d is no SPDM message", n, head[2], head[3])
+	}
+	p := make([]byte, n)
+	_, err := io.ReadFull(r, p)
+	return p, err
+}
+
+// Commands and transports of the reference emulator's socket.
+const (
+	emuNormal = 0x0001
+	emuHello  = 0xdead
+	emuMCTP   = 1
+)
+
+// DialEmulator connects to DMTF's reference emulator (spdm-emu), with MCTP as
+// the transport inside its socket protocol.
+func DialEmulator(ctx context.Context, address string) (Transport, error) {
+	s, err := dial(ctx, address, emuFraming{})
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Now()) })
+	defer stop()
+	if err = emuWrite(s.conn, emuHello, []byte("Client Hello!\x00")); err == nil {
+		_, err = emuRead(s.conn, emuHello)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("spdm: greet the emulator: %w", err), s.Close())
+	}
+	return s, nil
+}
+
+type emuFraming struct{}
+
+func (emuFraming) write(w io.Writer, m []byte) error {
+	return emuWrite(w, emuNormal, append([]byte{5}, m...))
+}
+
+func (emuFraming) read(r io.Reader) ([]byte, error) {
+	p, err := emuRead(r, emuNormal)
+	if err == nil && (len(p) < 5 || p[0] != 5) {
+		err = errors.New("the emulator answered something else than SPDM over MCTP")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p[1:], nil
+}
+
+func emuWrite(w io.Writer, command uint32, p []byte) error {
+	var b bytes.Buffer
+	for _, v := range []uint32{command, emuMCTP, uint32(len(p))} {
+		b.Write(binary.BigEndian.AppendUint32(nil, v))
+	}
+	b.Write(p)
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+func emuRead(r io.Reader, command uint32) ([]byte, error) {
+	var head [12]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	got, n := binary.BigEndian.Uint32(head[:]), binary.BigEndian.Uint32(head[8:])
+	if got != command || n > maxFrame {
+		return nil, fmt.Errorf("the emulator answered command %#x with %d bytes", got, n)
+	}
+	p := make([]byte, n)
+	_, err := io.ReadFull(r, p)
+	return p, err
+}
