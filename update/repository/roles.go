@@ -1,0 +1,304 @@
+package repository
+
+import (
+	"crypto"
+	"fmt"
+	"slices"
+
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"github.com/trusttree/trusttree/update/internal/tufmeta"
+)
+
+// setRole replaces a top-level role's keys and threshold.
+func (tx *Tx) setRole(name string, role Role) error {
+	keys, ids, err := keySet(name, role)
+	if err != nil {
+		return err
+	}
+	for id, k := range keys {
+		tx.root.Keys[id] = k
+	}
+	tx.root.Roles[name] = &metadata.Role{KeyIDs: ids, Threshold: or(role.Threshold, 1)}
+	tx.changed[metadata.ROOT] = true
+	tx.dropUnusedKeys()
+	return nil
+}
+
+func keySet(name string, role Role) (map[string]*metadata.Key, []string, error) {
+	if role.Threshold == 0 && len(role.Keys) > 1 {
+		return nil, nil, fmt.Errorf("repository: role %s has %d keys and no threshold: say how many must sign", name, len(role.Keys))
+	}
+	threshold := or(role.Threshold, 1)
+	keys, ids := map[string]*metadata.Key{}, []string{}
+	for _, pub := range role.Keys {
+		k, id, err := tufmeta.KeyOf(pub)
+		if err != nil {
+			return nil, nil, fmt.Errorf("repository: role %s: %w", name, err)
+		}
+		if keys[id] != nil {
+			return nil, nil, fmt.Errorf("repository: role %s: key %s twice", name, id)
+		}
+		keys[id] = k
+		ids = append(ids, id)
+	}
+	if threshold < 1 || threshold > len(ids) {
+		return nil, nil, fmt.Errorf("repository: role %s: threshold %d with %d keys", name, threshold, len(ids))
+	}
+	slices.Sort(ids)
+	return keys, ids, nil
+}
+
+func (tx *Tx) dropUnusedKeys() {
+	for id := range tx.root.Keys {
+		used := false
+		for _, r := range tx.root.Roles {
+			used = used || slices.Contains(r.KeyIDs, id)
+		}
+		if !used {
+			delete(tx.root.Keys, id)
+		}
+	}
+}
+
+// SetRole replaces the keys and threshold of a top-level role ("root",
+// "targets", "snapshot", "timestamp"): rotation and revocation. Signers of the
+// old and the new root must sign. The role itself is signed anew by its new
+// keys in the same edit.
+func (tx *Tx) SetRole(name string, role Role) error {
+	if tx.root.Roles[name] == nil {
+		return fmt.Errorf("repository: no top-level role %q", name)
+	}
+	if err := tx.setRole(name, role); err != nil {
+		return err
+	}
+	if name == metadata.TARGETS {
+		tx.touch(metadata.TARGETS)
+	}
+	return nil
+}
+
+// makeBins delegates all targets to 2^bits bins and makes them.
+func (tx *Tx) makeBins(bits int, role Role) error {
+	if bits < 1 || bits > 14 {
+		return fmt.Errorf("repository: %d bits of bins, want 1 to 14", bits)
+	}
+	keys, ids, err := keySet("bins", role)
+	if err != nil {
+		return err
+	}
+	t := tx.touch(metadata.TARGETS)
+	t.Delegations = &metadata.Delegations{Keys: keys, SuccinctRoles: &metadata.SuccinctRoles{
+		KeyIDs: ids, Threshold: or(role.Threshold, 1), BitLength: bits, NamePrefix: binPrefix,
+	}}
+	for _, name := range t.Delegations.SuccinctRoles.GetRoles() {
+		bin := metadata.Targets().Signed
+		bin.Version = 0
+		tx.targets[name], tx.changed[name] = &bin, true
+	}
+	return nil
+}
+
+// Delegation gives another party a share of the target names.
+type Delegation struct {
+	// Name is the delegated role's name.
+	Name string
+	// Role says who signs it.
+	Role Role
+	// Paths are glob patterns, segment by segment, of the targets it may list.
+	Paths []string
+	// Terminating ends the search for a target in this role.
+	Terminating bool
+}
+
+// Delegate adds or replaces a delegation of the top-level targets role, with
+// an empty role behind it that signers of the delegation must sign. It can't
+// be combined with bins.
+func (tx *Tx) Delegate(d Delegation) error {
+	if err := tufmeta.CheckRoleName(d.Name); err != nil {
+		return fmt.Errorf("repository: %w", err)
+	}
+	keys, ids, err := keySet(d.Name, d.Role)
+	if err != nil {
+		return err
+	}
+	if len(d.Paths) == 0 {
+		return fmt.Errorf("repository: delegation %s has no paths", d.Name)
+	}
+	t := tx.touch(metadata.TARGETS)
+	if t.Delegations == nil {
+		t.Delegations = &metadata.Delegations{Keys: map[string]*metadata.Key{}, Roles: []metadata.DelegatedRole{}}
+	}
+	if t.Delegations.SuccinctRoles != nil {
+		return fmt.Errorf("repository: delegation %s: the targets are in bins", d.Name)
+	}
+	for id, k := range keys {
+		t.Delegations.Keys[id] = k
+	}
+	role := metadata.DelegatedRole{Name: d.Name, KeyIDs: ids, Threshold: or(d.Role.Threshold, 1), Terminating: d.Terminating, Paths: d.Paths}
+	if i := slices.IndexFunc(t.Delegations.Roles, func(r metadata.DelegatedRole) bool { return r.Name == d.Name }); i >= 0 {
+		t.Delegations.Roles[i] = role
+		if tx.targets[d.Name] == nil {
+			if _, err := tx.repo.delegated(tx.ctx, d.Name); err != nil {
+				return err
+			}
+			tx.touch(d.Name)
+		}
+		return nil
+	}
+	t.Delegations.Roles = append(t.Delegations.Roles, role)
+	empty := metadata.Targets().Signed
+	empty.Version = 0
+	tx.targets[d.Name], tx.changed[d.Name] = &empty, true
+	return nil
+}
+
+// RevokeDelegation takes a delegation away: what it lists is no longer trusted.
+// Its entry stays in the snapshot, which clients do not let shrink.
+func (tx *Tx) RevokeDelegation(name string) error {
+	t := tx.touch(metadata.TARGETS)
+	if t.Delegations == nil {
+		return fmt.Errorf("repository: no delegation %q", name)
+	}
+	i := slices.IndexFunc(t.Delegations.Roles, func(r metadata.DelegatedRole) bool { return r.Name == name })
+	if i < 0 {
+		return fmt.Errorf("repository: no delegation %q", name)
+	}
+	t.Delegations.Roles = slices.Delete(t.Delegations.Roles, i, i+1)
+	for id := range t.Delegations.Keys {
+		if !slices.ContainsFunc(t.Delegations.Roles, func(r metadata.DelegatedRole) bool { return slices.Contains(r.KeyIDs, id) }) {
+			delete(t.Delegations.Keys, id)
+		}
+	}
+	delete(tx.targets, name)
+	return nil
+}
+
+// AddDelegatedTarget adds a target to a delegated role.
+func (tx *Tx) AddDelegatedTarget(role, name string, c Content) error {
+	i := -1
+	if d := tx.top().Delegations; d != nil {
+		i = slices.IndexFunc(d.Roles, func(r metadata.DelegatedRole) bool { return r.Name == role })
+	}
+	if i < 0 {
+		return fmt.Errorf("repository: no delegation %q", role)
+	}
+	if !tufmeta.Delegated(&tx.top().Delegations.Roles[i], name) {
+		return fmt.Errorf("repository: role %s may not list %q", role, name)
+	}
+	_, err := tx.add(name, c.Reader, nil, func(string) (*metadata.TargetsType, error) {
+		if tx.targets[role] == nil {
+			if _, err := tx.repo.delegated(tx.ctx, role); err != nil {
+				return nil, err
+			}
+		}
+		return tx.touch(role), nil
+	})
+	return err
+}
+
+// signerIDs maps key IDs to signers.
+func signerIDs(signers []crypto.Signer) (map[string]crypto.Signer, error) {
+	out := map[string]crypto.Signer{}
+	for _, s := range signers {
+		_, id, err := tufmeta.KeyOf(s.Public())
+		if err != nil {
+			return nil, fmt.Errorf("repository: signer: %w", err)
+		}
+		out[id] = s
+	}
+	return out, nil
+}
+
+// signWith adds the signatures of those signers whose key IDs are listed.
+func signWith[T metadata.Roles](m *metadata.Metadata[T], signers []crypto.Signer, ids ...string) error {
+	byID, err := signerIDs(signers)
+	if err != nil {
+		return err
+	}
+	payload, err := tufmeta.Payload(m.Signed)
+	if err != nil {
+		return fmt.Errorf("repository: %w", err)
+	}
+	for _, id := range ids {
+		s := byID[id]
+		if s == nil || slices.ContainsFunc(m.Signatures, func(s metadata.Signature) bool { return s.KeyID == id }) {
+			continue
+		}
+		sig, err := tufmeta.Sign(payload, s)
+		if err != nil {
+			return fmt.Errorf("repository: sign with key %s: %w", id, err)
+		}
+		m.Signatures = append(m.Signatures, metadata.Signature{KeyID: id, Signature: sig})
+	}
+	return nil
+}
+
+func thresholdError(role string, err error) error {
+	return fmt.Errorf("repository: role %s: %w: %w", role, ErrThreshold, err)
+}
+
+// sign signs a root for itself and for the root before it.
+func (tx *Tx) sign(m *metadata.Metadata[metadata.RootType], signers []crypto.Signer, before *metadata.Metadata[metadata.RootType]) ([]byte, error) {
+	m.Signatures = []metadata.Signature{}
+	ids := slices.Clone(m.Signed.Roles[metadata.ROOT].KeyIDs)
+	if before.Signed.Version > 0 {
+		ids = append(ids, before.Signed.Roles[metadata.ROOT].KeyIDs...)
+	}
+	if err := signWith(m, signers, ids...); err != nil {
+		return nil, err
+	}
+	if err := verify(m, metadata.ROOT, m); err != nil {
+		return nil, thresholdError("root", err)
+	}
+	if before.Signed.Version > 0 {
+		if err := verify(before, metadata.ROOT, m); err != nil {
+			return nil, thresholdError("root (keys of the root before)", err)
+		}
+	}
+	return m.ToBytes(false)
+}
+
+// signBy signs a role of the root's.
+func (tx *Tx) signBy(root *metadata.Metadata[metadata.RootType], role string, m any, signers []crypto.Signer) ([]byte, error) {
+	ids := root.Signed.Roles[role].KeyIDs
+	switch m := m.(type) {
+	case *metadata.Metadata[metadata.SnapshotType]:
+		return finish(root, role, m, signers, ids)
+	case *metadata.Metadata[metadata.TimestampType]:
+		return finish(root, role, m, signers, ids)
+	case *metadata.Metadata[metadata.TargetsType]:
+		return finish(root, role, m, signers, ids)
+	}
+	return nil, fmt.Errorf("repository: role %s can't be signed", role)
+}
+
+func finish[D, T metadata.Roles](by *metadata.Metadata[D], role string, m *metadata.Metadata[T], signers []crypto.Signer, ids []string) ([]byte, error) {
+	if err := signWith(m, signers, ids...); err != nil {
+		return nil, err
+	}
+	if err := verify(by, role, m); err != nil {
+		return nil, thresholdError(role, err)
+	}
+	return m.ToBytes(false)
+}
+
+// signTargets signs the top-level targets role or one that it delegates to.
+func (tx *Tx) signTargets(root *metadata.Metadata[metadata.RootType], role string, m *metadata.Metadata[metadata.TargetsType], signers []crypto.Signer) ([]byte, error) {
+	if role == metadata.TARGETS {
+		return tx.signBy(root, role, m, signers)
+	}
+	top := tx.top()
+	by := &metadata.Metadata[metadata.TargetsType]{Signed: *top}
+	var ids []string
+	if d := top.Delegations; d != nil && d.SuccinctRoles != nil {
+		ids = d.SuccinctRoles.KeyIDs
+	} else if d != nil {
+		for _, r := range d.Roles {
+			if r.Name == role {
+				ids = r.KeyIDs
+			}
+		}
+	}
+	return finish(by, role, m, signers, ids)
+}
