@@ -60,6 +60,7 @@ func commandList() []command {
 		{cc: 0x161, rspHandle: true, noSessions: true, run: contextLoad},                                                                  // ContextLoad
 		{cc: 0x162, handles: hs(none(hkContext)), noSessions: true, run: contextSave},                                                     // ContextSave
 		{cc: 0x163, handles: hs(none(hkObject)), enc: true, run: ecdhKeyGen},                                                              // ECDH_KeyGen
+		{cc: 0x164, handles: hs(user(hkObject)), enc: true, run: encryptDecrypt},                                                          // EncryptDecrypt
 		{cc: 0x165, noSessions: true, run: flushContext},                                                                                  // FlushContext
 		{cc: 0x167, rspHandle: true, dec: true, enc: true, run: loadExternal},                                                             // LoadExternal
 		{cc: 0x168, handles: hs(none(hkObject)), dec: true, enc: true, run: makeCredential},                                               // MakeCredential
@@ -93,11 +94,12 @@ func commandList() []command {
 		{cc: 0x187, handles: hs(none(hkPolicy)), run: policyPhysicalPresence},                                                          // PolicyPhysicalPresence
 		{cc: 0x188, handles: hs(none(hkPolicy)), dec: true, run: policyDuplicationSelect},                                              // PolicyDuplicationSelect
 		{cc: 0x189, handles: hs(none(hkPolicy)), enc: true, run: policyGetDigest},                                                      // PolicyGetDigest
-		{cc: 0x18B, run: testParms},                                                                                  // TestParms
+		{cc: 0x18A, run: testParms},                                                                                  // TestParms
 		{cc: 0x18C, handles: hs(none(hkPolicy)), run: policyPassword},                                                // PolicyPassword
 		{cc: 0x18F, handles: hs(none(hkPolicy)), run: policyNvWritten},                                               // PolicyNvWritten
 		{cc: 0x190, handles: hs(none(hkPolicy)), dec: true, run: policyTemplate},                                     // PolicyTemplate
 		{cc: 0x191, handles: hs(user(hkParent)), rspHandle: true, dec: true, enc: true, run: createLoaded},           // CreateLoaded
 		{cc: 0x192, handles: hs(user(hkNVAuth), none(hkNV), none(hkPolicy)), nvOp: nvOpRead, run: policyAuthorizeNV}, // PolicyAuthorizeNV
+		{cc: 0x193, handles: hs(user(hkObject)), dec: true, enc: true, run: encryptDecrypt2},                         // EncryptDecrypt2
 	}
 }

@@ -66,9 +66,6 @@ func (t *TPM) checkPolicy(c *call, u *use, h uint32, role authRole) rc {
 		p.templateHash != nil && !c.templateIs(u.s.alg, p.templateHash) {
 		return rcPolicyFail
 	}
-	if role == roleDup && p.cpHash == nil && p.nameHash == nil {
-		return rcPolicyFail
-	}
 	if p.nvWritten != nil {
 		n := t.nv[h]
 		if n == nil || (n.attrs&nvWritten != 0) != *p.nvWritten {

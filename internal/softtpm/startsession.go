@@ -81,10 +81,8 @@ func startAuthSession(t *TPM, c *call) rc {
 		return e
 	}
 	s.nonceTPM = t.random(len(nonce))
-	if len(secret) > 0 || bind != rhNull || c.h[0] != rhNull {
-		if len(secret) > 0 {
-			s.key = kdfa(s.alg, secret, "ATH", s.nonceTPM, nonce, hashSize(s.alg)*8)
-		}
+	if bind != rhNull || c.h[0] != rhNull {
+		s.key = kdfa(s.alg, secret, "ATH", s.nonceTPM, nonce, hashSize(s.alg)*8)
 	}
 	if s.kind != seHMAC {
 		s.policy.digest = make([]byte, hashSize(s.alg))

@@ -1,0 +1,93 @@
+package attesttest
+
+import (
+	"crypto"
+	"crypto/x509"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/trusttree/trusttree/internal/softtpm"
+	"github.com/trusttree/trusttree/internal/tpm"
+)
+
+// Maker is a TPM manufacturer made for a test. It is safe for concurrent use.
+type Maker struct {
+	// Root is the certificate under which the EK certificates of its TPMs are.
+	Root *x509.Certificate
+	// Intermediates are the issuers between Root and the EK certificates.
+	Intermediates []*x509.Certificate
+
+	soft *softtpm.Maker
+}
+
+// NewMaker makes a manufacturer with new keys.
+func NewMaker() (*Maker, error) {
+	m, err := softtpm.NewMaker()
+	if err != nil {
+		return nil, fmt.Errorf("attesttest: %w", err)
+	}
+	return &Maker{Root: m.Root, Intermediates: m.Intermediates, soft: m}, nil
+}
+
+// NewTPM makes a TPM of this manufacturer, powers it and starts it with
+// TPM2_Startup(CLEAR).
+func (m *Maker) NewTPM() (*TPM, error) {
+	soft, err := softtpm.New(softtpm.Config{Maker: m.soft})
+	if err != nil {
+		return nil, fmt.Errorf("attesttest: %w", err)
+	}
+	t := &TPM{soft: soft}
+	return t, t.start()
+}
+
+// TPM is a software TPM for tests. It implements go-tpm's transport.TPM and is
+// safe for concurrent use.
+type TPM struct{ soft *softtpm.TPM }
+
+// Send executes one command. It fails only while the power is off.
+func (t *TPM) Send(command []byte) ([]byte, error) { return t.soft.Send(command) }
+
+// PowerOff cuts the power, without TPM2_Shutdown.
+func (t *TPM) PowerOff() { t.soft.PowerOff() }
+
+// Reboot shuts the TPM down in order, if it has power, and starts it again:
+// PCRs are reset, transient objects and sessions gone, persistent ones and NV
+// indices kept.
+func (t *TPM) Reboot() error {
+	if t.soft.Powered() {
+		if _, err := (tpm2.Shutdown{ShutdownType: tpm2.TPMSUClear}).Execute(t.soft); err != nil {
+			return fmt.Errorf("attesttest: shutdown: %w", err)
+		}
+		t.soft.PowerOff()
+	}
+	return t.start()
+}
+
+func (t *TPM) start() error {
+	t.soft.PowerOn()
+	if _, err := (tpm2.Startup{StartupType: tpm2.TPMSUClear}).Execute(t.soft); err != nil {
+		return fmt.Errorf("attesttest: startup: %w", err)
+	}
+	return nil
+}
+
+// Measurement is one extend of a boot: an event log's entry.
+type Measurement struct {
+	PCR     int                    // 0 to 23
+	Digests map[crypto.Hash][]byte // one for each bank
+}
+
+// Boot reboots the TPM and extends the measurements in their order, as
+// firmware does: the PCRs are then those of the boot that the event log tells.
+func (t *TPM) Boot(log ...Measurement) error {
+	if err := t.Reboot(); err != nil {
+		return err
+	}
+	for i, m := range log {
+		if err := tpm.ExtendPCR(t.soft, m.PCR, m.Digests); err != nil {
+			return fmt.Errorf("attesttest: measurement %d: %w", i, err)
+		}
+	}
+	return nil
+}

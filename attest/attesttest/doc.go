@@ -1,0 +1,16 @@
+// Package attesttest offers a software TPM 2.0 to the tests of programs that
+// use a TPM: in the process, in pure Go, with endorsement keys and
+// certificates whose root the test holds. It protects nothing, and no program
+// that guards anything may link it.
+//
+// Three lines make a TPM, its EK root, and a booted state:
+//
+//	maker, err := attesttest.NewMaker()       // maker.Root is what a verifier pins
+//	device, err := maker.NewTPM()             // serves go-tpm's transport.TPM
+//	err = device.Boot(measurements...)        // PCRs as an event log's extends leave them
+//
+// The TPM implements the TCG TPM 2.0 Library Specification 1.59 as far as this
+// module uses it, and has the RSA-2048, P-256 and P-384 endorsement keys of
+// the TCG EK Credential Profile 2.5 with certificates at the NV indices
+// 0x01C00002, 0x01C0000A and 0x01C00016.
+package attesttest
