@@ -1,0 +1,208 @@
+package tenantstore
+
+import (
+	"container/list"
+	"context"
+	"sync"
+	"time"
+
+	"github.com/trusttree/trusttree/tenantstore/engine"
+)
+
+// instance is one tenant's open database and keys. Whoever holds a reference
+// may use it; it is closed only when nobody does.
+type instance struct {
+	uid    UID
+	id     ID
+	entry  entry
+	db     engine.DB
+	seal   *sealer
+	limits *limiter
+	closer func(*instance) error
+
+	mu      sync.Mutex
+	checked time.Time // when the key provider last unwrapped the key
+}
+
+func (in *instance) trail() trail { return trail{uid: in.uid, seal: in.seal} }
+
+// busyWait is how long an operation waits for a free handle before ErrBusy.
+const busyWait = 5 * time.Second
+
+// cache holds the open instances: at most max, the idle ones in the order of
+// their last use. Opening is single-flight, without the lock.
+type cache struct {
+	max int
+
+	mu      sync.Mutex
+	slots   map[UID]*slot
+	idle    *list.List    // of *slot, least recently used first
+	changed chan struct{} // closed and replaced when somebody may go on
+	closed  bool
+}
+
+type slot struct {
+	uid     UID
+	in      *instance // nil while opening or blocked
+	refs    int
+	blocked bool // opening, closing, or taken by block
+	elem    *list.Element
+}
+
+func newCache(n int) *cache {
+	return &cache{max: n, slots: map[UID]*slot{}, idle: list.New(), changed: make(chan struct{})}
+}
+
+func (c *cache) wake() {
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// wait unlocks until something changed.
+func (c *cache) wait(ctx context.Context, timeout <-chan time.Time) error {
+	ch := c.changed
+	c.mu.Unlock()
+	defer c.mu.Lock()
+	select {
+	case <-ch:
+		return nil
+	case <-timeout:
+		return ErrBusy
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// acquire returns the instance of a tenant with a reference, opening it if
+// need be.
+func (c *cache) acquire(ctx context.Context, uid UID, open func(context.Context) (*instance, error)) (*slot, error) {
+	timer := time.NewTimer(busyWait)
+	defer timer.Stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		if c.closed {
+			return nil, ErrTenantClosed
+		}
+		s, ok := c.slots[uid]
+		switch {
+		case ok && !s.blocked:
+			if s.elem != nil {
+				c.idle.Remove(s.elem)
+				s.elem = nil
+			}
+			s.refs++
+			return s, nil
+		case ok: // somebody opens or closes it
+		case len(c.slots) < c.max:
+			return c.open(ctx, uid, open)
+		case c.idle.Len() > 0:
+			c.evict(c.idle.Front().Value.(*slot))
+			continue
+		}
+		if err := c.wait(ctx, timer.C); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (c *cache) open(ctx context.Context, uid UID, open func(context.Context) (*instance, error)) (*slot, error) {
+	s := &slot{uid: uid, blocked: true}
+	c.slots[uid] = s
+	c.mu.Unlock()
+	in, err := open(ctx)
+	c.mu.Lock()
+	defer c.wake()
+	if err != nil {
+		delete(c.slots, uid)
+		return nil, err
+	}
+	s.in, s.blocked, s.refs = in, false, 1
+	return s, nil
+}
+
+// evict closes an idle instance; the slot counts until it is closed.
+func (c *cache) evict(s *slot) {
+	c.idle.Remove(s.elem)
+	s.elem, s.blocked = nil, true
+	c.mu.Unlock()
+	_ = s.in.closer(s.in)
+	c.mu.Lock()
+	delete(c.slots, s.uid)
+	c.wake()
+}
+
+func (c *cache) release(s *slot) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.refs--
+	if s.refs > 0 {
+		return
+	}
+	if !s.blocked {
+		s.elem = c.idle.PushBack(s)
+	}
+	c.wake()
+}
+
+// block closes a tenant's instance when its users are done and keeps it shut
+// until the returned function is called.
+func (c *cache) block(ctx context.Context, uid UID) (unblock func(), err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.slots[uid] != nil && c.slots[uid].blocked {
+		if err := c.wait(ctx, nil); err != nil {
+			return nil, err
+		}
+	}
+	s := c.slots[uid]
+	if s == nil {
+		s = &slot{uid: uid}
+		c.slots[uid] = s
+	}
+	s.blocked = true
+	unblock = func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.slots[uid] == s {
+			delete(c.slots, uid)
+		}
+		c.wake()
+	}
+	for s.refs > 0 {
+		if err := c.wait(ctx, nil); err != nil {
+			s.blocked = false
+			c.wake()
+			return nil, err
+		}
+	}
+	if s.elem != nil {
+		c.idle.Remove(s.elem)
+		s.elem = nil
+	}
+	if s.in != nil {
+		c.mu.Unlock()
+		_ = s.in.closer(s.in)
+		c.mu.Lock()
+		s.in = nil
+	}
+	return unblock, nil
+}
+
+// close closes every instance when its users are done.
+func (c *cache) close(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	c.wake()
+	for len(c.slots) > 0 {
+		if c.idle.Len() > 0 {
+			c.evict(c.idle.Front().Value.(*slot))
+			continue
+		}
+		if err := c.wait(ctx, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,225 @@
+package tenantstore
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/trusttree/trusttree/tenantstore/engine"
+)
+
+// States of a tenant in the catalogue.
+const (
+	stateCreating   = "creating"
+	stateActive     = "active"
+	stateSuspended  = "suspended"
+	stateDestroying = "destroying"
+	stateDestroyed  = "destroyed" // the tombstone, for ever
+)
+
+// entry is a tenant's record in the catalogue, which is a collection of the
+// system instance. Version 1.
+type entry struct {
+	Version    int       `json:"version"`
+	ID         ID        `json:"id"`
+	UID        UID       `json:"uid"`
+	State      string    `json:"state"`
+	Region     string    `json:"region"`
+	Engine     string    `json:"engine"`
+	Generation uint32    `json:"generation"`
+	Provider   string    `json:"provider,omitempty"`
+	KeyID      string    `json:"key_id"`
+	KeyNumber  int       `json:"key_number"` // of KeyID; each is used once
+	Wrapped    []byte    `json:"wrapped,omitempty"`
+	Quota      Quota     `json:"quota"`
+	Created    time.Time `json:"created"`
+	Hold       bool      `json:"hold,omitempty"`
+	Retain     time.Time `json:"retain,omitzero"`
+	Pending    *pending  `json:"pending,omitempty"`
+}
+
+// pending is a change under way that a restart rolls back: the key and the
+// instance that it was making.
+type pending struct {
+	KeyID      string `json:"key_id,omitempty"`
+	Provider   string `json:"provider,omitempty"`
+	Engine     string `json:"engine,omitempty"`
+	Generation uint32 `json:"generation,omitempty"`
+}
+
+func (e entry) ref() engine.Ref { return engine.Ref{UID: e.UID, Generation: e.Generation} }
+
+func (e entry) keyContext(store UID) KeyContext {
+	return KeyContext{Store: store, Tenant: e.UID, Generation: e.Generation}
+}
+
+// Collections of the system instance that only the store itself can name.
+const (
+	catalogName = "~catalog"
+	stateName   = "~state"
+)
+
+// lookup reads a tenant's entry; ok is false when there is none.
+func (s *Store) lookup(ctx context.Context, id ID) (e entry, version uint64, ok bool, err error) {
+	err = s.sys.db.View(ctx, func(tx engine.Tx) error {
+		var value []byte
+		version, value, err = s.sys.get(tx, s.catalogKey(id))
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("catalogue entry of %q: %w", id, err)
+		}
+		ok = true
+		return decodeEntry(value, &e)
+	})
+	return e, version, ok, err
+}
+
+func decodeEntry(value []byte, e *entry) error {
+	if err := strictJSON(value, e); err != nil {
+		return fmt.Errorf("catalogue entry: %w", err)
+	}
+	if e.Version != 1 {
+		return fmt.Errorf("%w: catalogue entry of version %d, this reader knows 1", ErrInvalid, e.Version)
+	}
+	return nil
+}
+
+func (s *Store) catalogKey(id ID) []byte {
+	return append(s.sys.seal.space(kindRecord, catalogName), id...)
+}
+
+// save writes an entry when its version is still the one that was read
+// (0: there was none), and returns the new version.
+func (s *Store) save(ctx context.Context, e entry, version uint64) (uint64, error) {
+	e.Version = 1
+	value, err := json.Marshal(e)
+	if err != nil {
+		return 0, err
+	}
+	next := s.version()
+	err = s.sys.db.Update(ctx, func(tx engine.Tx) error {
+		return s.sys.putIf(tx, s.catalogKey(e.ID), value, version, next)
+	})
+	return next, err
+}
+
+func (s *Store) drop(ctx context.Context, id ID) error {
+	return s.sys.db.Update(ctx, func(tx engine.Tx) error {
+		_, err := tx.Delete(s.catalogKey(id))
+		return err
+	})
+}
+
+// entries reads the whole catalogue in the order of IDs.
+func (s *Store) entries(ctx context.Context, each func(entry, uint64) error) error {
+	from := s.catalogKey("")
+	to := prefixEnd(from)
+	for {
+		var page []engine.KV
+		err := s.sys.db.View(ctx, func(tx engine.Tx) error {
+			page = page[:0]
+			for kv, err := range tx.Scan(from, to, false, pageRecords) {
+				if err != nil {
+					return err
+				}
+				page = append(page, kv)
+			}
+			return nil
+		})
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		for _, kv := range page {
+			version, value, err := s.sys.seal.open(kv.Key, kv.Value)
+			if err != nil {
+				return fmt.Errorf("catalogue: %w", err)
+			}
+			var e entry
+			if err := decodeEntry(value, &e); err != nil {
+				return err
+			}
+			if err := each(e, version); err != nil {
+				return err
+			}
+		}
+		from = append(page[len(page)-1].Key, 0)
+	}
+}
+
+func prefixEnd(prefix []byte) []byte {
+	end := append([]byte(nil), prefix...)
+	for i := len(end) - 1; i >= 0; i-- {
+		if end[i]++; end[i] != 0 {
+			return end[:i+1]
+		}
+	}
+	return nil
+}
+
+const assignmentsKey = "assignments"
+
+func (s *Store) stateKey(name string) []byte {
+	return append(s.sys.seal.space(kindRecord, stateName), name...)
+}
+
+func (s *Store) loadState(ctx context.Context, name string) (value []byte, err error) {
+	err = s.sys.db.View(ctx, func(tx engine.Tx) error {
+		_, value, err = s.sys.get(tx, s.stateKey(name))
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		return err
+	})
+	return value, err
+}
+
+func (s *Store) saveAssignments(ctx context.Context, signed []byte) error {
+	return s.sys.db.Update(ctx, func(tx engine.Tx) error {
+		return s.sys.put(tx, s.stateKey(assignmentsKey), signed, s.version())
+	})
+}
+
+func (s *Store) sameAssignments(ctx context.Context, signed []byte) bool {
+	old, err := s.loadState(ctx, assignmentsKey)
+	return err == nil && subtle.ConstantTimeCompare(old, signed) == 1
+}
+
+// get, put and putIf work on sealed records.
+
+func (in *instance) get(tx engine.Tx, ek []byte) (version uint64, value []byte, err error) {
+	sealed, err := tx.Get(ek)
+	if err != nil {
+		return 0, nil, err
+	}
+	if sealed == nil {
+		return 0, nil, ErrNotFound
+	}
+	return in.seal.open(ek, sealed)
+}
+
+func (in *instance) put(tx engine.Tx, ek, value []byte, version uint64) error {
+	return tx.Put(ek, in.seal.seal(ek, version, value))
+}
+
+func (in *instance) putIf(tx engine.Tx, ek, value []byte, want, version uint64) error {
+	if want == 0 {
+		fresh, err := tx.Insert(ek, in.seal.seal(ek, version, value))
+		if err == nil && !fresh {
+			err = fmt.Errorf("%w: the record exists", ErrConflict)
+		}
+		return err
+	}
+	have, _, err := in.get(tx, ek)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	if have != want {
+		return fmt.Errorf("%w: version is %d, expected %d", ErrConflict, have, want)
+	}
+	return in.put(tx, ek, value, version)
+}

@@ -1,0 +1,397 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"sync"
+
+	"github.com/ncruces/go-sqlite3"
+
+	"github.com/trusttree/trusttree/tenantstore/engine"
+)
+
+const maxGroup = 256 // transactions that share one commit at most
+
+var errClosed = errors.New("instance is closed")
+
+// db is one connection; lock serialises its use.
+type db struct {
+	c    *sqlite3.Conn
+	name string
+	lock chan struct{} // capacity 1; full while somebody uses c
+
+	// Owned by who holds lock.
+	get, put, insert, del, fwd, back             *sqlite3.Stmt
+	begin, commit, rollback, save, undo, release *sqlite3.Stmt
+	broken                                       error
+
+	mu    sync.Mutex
+	queue []*job
+}
+
+type job struct {
+	ctx  context.Context
+	f    func(engine.Tx) error
+	err  error
+	died any // what f panicked with
+	done chan struct{}
+}
+
+func (d *db) prepare() error {
+	for _, s := range []struct {
+		p   **sqlite3.Stmt
+		sql string
+	}{
+		{&d.get, "SELECT v FROM r WHERE k=?"},
+		{&d.put, "INSERT INTO r VALUES(?,?) ON CONFLICT(k) DO UPDATE SET v=excluded.v"},
+		{&d.insert, "INSERT INTO r VALUES(?,?) ON CONFLICT(k) DO NOTHING"},
+		{&d.del, "DELETE FROM r WHERE k=?"},
+		{&d.fwd, "SELECT k,v FROM r WHERE k>=?1 AND (?2 IS NULL OR k<?2) ORDER BY k LIMIT ?3"},
+		{&d.back, "SELECT k,v FROM r WHERE k>=?1 AND (?2 IS NULL OR k<?2) ORDER BY k DESC LIMIT ?3"},
+		{&d.begin, "BEGIN IMMEDIATE"}, {&d.commit, "COMMIT"}, {&d.rollback, "ROLLBACK"},
+		{&d.save, "SAVEPOINT s"}, {&d.undo, "ROLLBACK TO s"}, {&d.release, "RELEASE s"},
+	} {
+		st, _, err := d.c.PrepareFlags(s.sql, sqlite3.PREPARE_PERSISTENT)
+		if err != nil {
+			return err
+		}
+		*s.p = st
+	}
+	return nil
+}
+
+func (d *db) acquire(ctx context.Context) error {
+	select {
+	case d.lock <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if d.broken != nil {
+		<-d.lock
+		return d.broken
+	}
+	return nil
+}
+
+func (d *db) free() { <-d.lock }
+
+// Update implements engine.DB by group commit: who gets the connection runs
+// everybody's transaction that waits, each in a savepoint, and commits once.
+func (d *db) Update(ctx context.Context, f func(engine.Tx) error) error {
+	j := &job{ctx: ctx, f: f, done: make(chan struct{})}
+	d.mu.Lock()
+	d.queue = append(d.queue, j)
+	d.mu.Unlock()
+	select {
+	case <-j.done: // another's commit took it along
+	case <-ctx.Done():
+		if d.withdraw(j) {
+			return ctx.Err()
+		}
+		<-j.done
+	case d.lock <- struct{}{}:
+		d.lead(j)
+		d.free()
+		<-j.done
+	}
+	if j.died != nil {
+		panic(j.died)
+	}
+	return j.err
+}
+
+// lead runs groups until j, if it is still waiting, is done.
+func (d *db) lead(j *job) {
+	for {
+		select {
+		case <-j.done:
+			return
+		default:
+		}
+		d.mu.Lock()
+		n := min(len(d.queue), maxGroup)
+		group := append([]*job(nil), d.queue[:n]...)
+		d.queue = d.queue[n:]
+		d.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		d.runGroup(group)
+	}
+}
+
+func (d *db) withdraw(j *job) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, q := range d.queue {
+		if q == j {
+			d.queue = append(d.queue[:i:i], d.queue[i+1:]...)
+			return true
+		}
+	}
+	return false
+}
+
+func (d *db) runGroup(group []*job) {
+	err := d.broken
+	if err == nil {
+		err = d.begin.Exec()
+	}
+	if err == nil {
+		for _, j := range group {
+			if err = d.runJob(j, len(group) > 1); err != nil {
+				break
+			}
+		}
+	}
+	if err == nil {
+		if len(group) == 1 && group[0].err != nil {
+			err = d.rollback.Exec()
+		} else {
+			err = d.commit.Exec()
+		}
+	}
+	if err != nil && d.broken == nil {
+		err = classify(d.name, err)
+		if !d.c.GetAutocommit() {
+			if rerr := d.rollback.Exec(); rerr != nil {
+				d.broken = fmt.Errorf("%w (rolling back: %w)", err, rerr)
+			}
+		}
+	}
+	for _, j := range group {
+		if err != nil {
+			j.err = err
+		}
+		close(j.done)
+	}
+}
+
+// runJob returns an error only when the whole transaction is lost.
+func (d *db) runJob(j *job, nested bool) error {
+	if j.err = j.ctx.Err(); j.err != nil {
+		return nil
+	}
+	if nested {
+		if err := d.save.Exec(); err != nil {
+			return err
+		}
+	}
+	d.c.SetInterrupt(j.ctx)
+	tx := &tx{d: d, write: true}
+	func() {
+		defer func() {
+			if j.died = recover(); j.died != nil {
+				j.err = errors.New("transaction panicked")
+			}
+		}()
+		j.err = j.f(tx)
+	}()
+	tx.d = nil
+	d.c.SetInterrupt(context.Background())
+	if d.c.GetAutocommit() { // SQLite itself has rolled the transaction back
+		return errors.Join(errors.New("transaction was rolled back"), j.err)
+	}
+	if !nested {
+		return nil
+	}
+	if j.err != nil {
+		if err := d.undo.Exec(); err != nil {
+			return err
+		}
+	}
+	return d.release.Exec()
+}
+
+// View implements engine.DB.
+func (d *db) View(ctx context.Context, f func(engine.Tx) error) error {
+	if err := d.acquire(ctx); err != nil {
+		return err
+	}
+	defer d.free()
+	d.c.SetInterrupt(ctx)
+	defer d.c.SetInterrupt(context.Background())
+	tx := &tx{d: d}
+	defer func() { tx.d = nil }()
+	return f(tx) // the connection is ours alone: nothing changes meanwhile
+}
+
+// Size implements engine.DB.
+func (d *db) Size(ctx context.Context) (n int64, err error) {
+	if err := d.acquire(ctx); err != nil {
+		return 0, err
+	}
+	defer d.free()
+	for _, p := range []string{"page_count", "freelist_count"} {
+		v, err := d.pragma(p)
+		if err != nil {
+			return 0, classify(d.name, err)
+		}
+		if p == "page_count" {
+			n += v
+		} else {
+			n -= v
+		}
+	}
+	return n * 4096, nil
+}
+
+func (d *db) pragma(name string) (n int64, err error) {
+	if err := d.c.SetAuthorizer(nil); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, d.c.SetAuthorizer(authorize)) }()
+	st, _, err := d.c.Prepare("PRAGMA " + name)
+	if err != nil {
+		return 0, err
+	}
+	defer st.Close()
+	if st.Step() {
+		n = st.ColumnInt64(0)
+	}
+	return n, st.Err()
+}
+
+// Check implements engine.DB.
+func (d *db) Check(ctx context.Context) (err error) {
+	if err := d.acquire(ctx); err != nil {
+		return err
+	}
+	defer d.free()
+	d.c.SetInterrupt(ctx)
+	defer d.c.SetInterrupt(context.Background())
+	if err := d.c.SetAuthorizer(nil); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.c.SetAuthorizer(authorize)) }()
+	st, _, err := d.c.Prepare("PRAGMA integrity_check(1)")
+	if err != nil {
+		return classify(d.name, err)
+	}
+	defer st.Close()
+	if st.Step() {
+		if s := st.ColumnText(0); s != "ok" {
+			return fmt.Errorf("%s: %w: %s", d.name, engine.ErrCorrupt, s)
+		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return classify(d.name, st.Err())
+}
+
+// Close implements engine.DB.
+func (d *db) Close() error {
+	d.lock <- struct{}{}
+	defer d.free()
+	if d.broken == errClosed {
+		return nil
+	}
+	d.broken = errClosed
+	for _, st := range slices.Collect(d.c.Stmts()) { // closing changes the list
+		_ = st.Close()
+	}
+	return classify(d.name, d.c.Close())
+}
+
+type tx struct {
+	d     *db // nil once the transaction is over
+	write bool
+}
+
+func (t *tx) ready(write bool) error {
+	switch {
+	case t.d == nil:
+		return errors.New("transaction is over")
+	case write && !t.write:
+		return errors.New("transaction is read-only")
+	}
+	return nil
+}
+
+func (t *tx) Get(key []byte) ([]byte, error) {
+	if err := t.ready(false); err != nil {
+		return nil, err
+	}
+	st := t.d.get
+	if err := st.BindBlob(1, key); err != nil {
+		return nil, err
+	}
+	var v []byte
+	if st.Step() {
+		v = st.ColumnBlob(0, []byte{})
+	}
+	err := st.Err()
+	return v, classify(t.d.name, errors.Join(err, st.Reset()))
+}
+
+func (t *tx) exec(st func(*db) *sqlite3.Stmt, key, value []byte) (bool, error) {
+	if err := t.ready(true); err != nil {
+		return false, err
+	}
+	s := st(t.d)
+	if err := s.BindBlob(1, key); err != nil {
+		return false, err
+	}
+	if s.BindCount() > 1 {
+		if err := s.BindBlob(2, value); err != nil {
+			return false, err
+		}
+	}
+	if err := s.Exec(); err != nil {
+		return false, classify(t.d.name, err)
+	}
+	return t.d.c.Changes() > 0, nil
+}
+
+func (t *tx) Put(key, value []byte) error {
+	_, err := t.exec(func(d *db) *sqlite3.Stmt { return d.put }, key, value)
+	return err
+}
+
+func (t *tx) Insert(key, value []byte) (bool, error) {
+	return t.exec(func(d *db) *sqlite3.Stmt { return d.insert }, key, value)
+}
+
+func (t *tx) Delete(key []byte) (bool, error) {
+	return t.exec(func(d *db) *sqlite3.Stmt { return d.del }, key, nil)
+}
+
+func (t *tx) Scan(from, to []byte, reverse bool, limit int) iter.Seq2[engine.KV, error] {
+	return func(yield func(engine.KV, error) bool) {
+		if err := t.ready(false); err != nil {
+			yield(engine.KV{}, err)
+			return
+		}
+		st := t.d.fwd
+		if reverse {
+			st = t.d.back
+		}
+		if st.Busy() {
+			yield(engine.KV{}, errors.New("scan inside a scan of the same direction"))
+			return
+		}
+		err := errors.Join(st.BindBlob(1, append([]byte{}, from...)), st.BindInt(3, limit))
+		if to == nil {
+			err = errors.Join(err, st.BindNull(2))
+		} else {
+			err = errors.Join(err, st.BindBlob(2, to))
+		}
+		if err != nil {
+			yield(engine.KV{}, err)
+			return
+		}
+		defer func() { _ = st.Reset() }()
+		for st.Step() {
+			if !yield(engine.KV{Key: st.ColumnBlob(0, nil), Value: st.ColumnBlob(1, nil)}, nil) {
+				return
+			}
+		}
+		if err := st.Err(); err != nil {
+			yield(engine.KV{}, classify(t.d.name, err))
+		}
+	}
+}

@@ -1,0 +1,7 @@
+//go:build !unix
+
+package sqlite
+
+import "io/fs"
+
+func ownFile(fs.FileInfo) error { return nil }

@@ -1,0 +1,86 @@
+// Package xaes is XAES-256-GCM (C2SP, c2sp.org/XAES-256-GCM): AES-256-GCM with
+// a 192-bit nonce, so that random nonces never run out. Each message is sealed
+// by AES-256-GCM under a key that CMAC (NIST SP 800-108r1) derives from the
+// first half of the nonce.
+package xaes
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"errors"
+)
+
+// Sizes in bytes.
+const (
+	KeySize   = 32
+	NonceSize = 24
+	Overhead  = 16
+)
+
+type xaes struct {
+	c  cipher.Block
+	k1 [aes.BlockSize]byte
+}
+
+// New returns XAES-256-GCM under a 32-byte key. It is safe for concurrent use.
+func New(key []byte) (cipher.AEAD, error) {
+	if len(key) != KeySize {
+		return nil, errors.New("xaes: key is not 32 bytes")
+	}
+	x := new(xaes)
+	var err error
+	if x.c, err = aes.NewCipher(key); err != nil {
+		return nil, err
+	}
+	x.c.Encrypt(x.k1[:], x.k1[:])
+	var msb byte
+	for i := len(x.k1) - 1; i >= 0; i-- {
+		msb, x.k1[i] = x.k1[i]>>7, x.k1[i]<<1|msb
+	}
+	x.k1[len(x.k1)-1] ^= msb * 0x87
+	return x, nil
+}
+
+func (*xaes) NonceSize() int { return NonceSize }
+func (*xaes) Overhead() int  { return Overhead }
+
+func (x *xaes) derive(nonce []byte) (cipher.AEAD, error) {
+	var k [2 * aes.BlockSize]byte
+	defer clear(k[:])
+	for i := range 2 {
+		b := k[i*aes.BlockSize:][:aes.BlockSize]
+		copy(b, []byte{0, byte(i + 1), 'X', 0})
+		copy(b[4:], nonce[:12])
+		for j := range b {
+			b[j] ^= x.k1[j]
+		}
+		x.c.Encrypt(b, b)
+	}
+	c, err := aes.NewCipher(k[:])
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(c)
+}
+
+func (x *xaes) Seal(dst, nonce, plaintext, additionalData []byte) []byte {
+	if len(nonce) != NonceSize {
+		panic("xaes: nonce is not 24 bytes")
+	}
+	a, err := x.derive(nonce)
+	if err != nil {
+		panic(err) // AES with a 32-byte key does not fail
+	}
+	return a.Seal(dst, nonce[12:], plaintext, additionalData)
+}
+
+func (x *xaes) Open(dst, nonce, ciphertext, additionalData []byte) ([]byte, error) {
+	if len(nonce) != NonceSize {
+		return nil, errors.New("xaes: nonce is not 24 bytes")
+	}
+	a, err := x.derive(nonce)
+	if err != nil {
+		return nil, err
+	}
+	return a.Open(dst, nonce[12:], ciphertext, additionalData)
+}

@@ -1,0 +1,9 @@
+// Package keys holds the key providers of tenantstore: who keeps the
+// key-encryption keys of the tenants.
+//
+//   - OpenDir: a directory with one key file for each tenant, under a master
+//     key that is a file, or sealed to a TPM so that the directory is of no use
+//     on another machine.
+//
+// Start with OpenDir.
+package keys

@@ -1,0 +1,232 @@
+package tenantstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/trusttree/trusttree/tenantstore/engine"
+)
+
+// RewrapKey gives a tenant a new key-encryption key, wraps its data key under
+// it and destroys the old one. It is cheap, and does not help against a data
+// key that leaked: that is RotateKey. It needs RoleControl. At every crash
+// exactly one of both keys works, and Open finishes or undoes the change.
+func (s *Store) RewrapKey(ctx context.Context, p Principal, id ID) error {
+	s.control.Lock()
+	defer s.control.Unlock()
+	return boundary(ctx, "rewrap key", s.moveTo(ctx, p, "rewrap", id, "", false))
+}
+
+// RotateKey re-encrypts a tenant under a new data key (and a new key-encryption
+// key) and destroys the old ones. Uses of the tenant wait meanwhile. It needs
+// RoleControl. At every crash exactly one of both keys works, and Open finishes
+// or undoes the change.
+func (s *Store) RotateKey(ctx context.Context, p Principal, id ID) error {
+	s.control.Lock()
+	defer s.control.Unlock()
+	return boundary(ctx, "rotate key", s.moveTo(ctx, p, "rotate", id, "", true))
+}
+
+// Migrate moves a tenant to another engine of its region, re-encrypted under a
+// new key. Uses of the tenant wait meanwhile. It needs RoleControl.
+func (s *Store) Migrate(ctx context.Context, p Principal, id ID, engineName string) error {
+	s.control.Lock()
+	defer s.control.Unlock()
+	return boundary(ctx, "migrate", s.moveTo(ctx, p, "migrate", id, engineName, true))
+}
+
+// moveTo makes the tenant's next key and, with copy, its next generation, in
+// four steps: note what is being made; make it; switch in one write; destroy
+// what was replaced.
+func (s *Store) moveTo(ctx context.Context, p Principal, action string, id ID, engineName string, cp bool) error {
+	old, version, err := s.change(ctx, p, action, id, func(e *entry) error {
+		if err := from(stateActive, stateSuspended)(e); err != nil {
+			return err
+		}
+		if e.Pending != nil {
+			return fmt.Errorf("%w: another change of the tenant is unfinished; reopen the store", ErrBusy)
+		}
+		if engineName == "" {
+			engineName = e.Engine
+		} else if place, err := s.place(e.Region, engineName); err != nil {
+			return err
+		} else if place.Engine.Name() == e.Engine {
+			return fmt.Errorf("%w: the tenant is on engine %q", ErrInvalid, e.Engine)
+		}
+		e.KeyNumber++
+		e.Pending = &pending{KeyID: keyName(e.UID, e.KeyNumber), Provider: e.Provider}
+		if cp {
+			e.Pending.Engine, e.Pending.Generation = engineName, e.Generation+1
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	unblock, err := s.cache.block(ctx, old.UID)
+	if err != nil {
+		return errors.Join(err, s.undoPending(context.WithoutCancel(ctx), old, version))
+	}
+	defer unblock()
+	next := old
+	next.Pending, next.KeyID = nil, old.Pending.KeyID
+	if _, ok := s.engines[old.Engine]; !ok {
+		return errors.Join(fmt.Errorf("%w: no engine %q is configured", ErrRegion, old.Engine), s.undoPending(ctx, old, version))
+	}
+	if cp {
+		next.Engine, next.Generation = old.Pending.Engine, old.Pending.Generation
+	}
+	if err := s.make(ctx, old, &next, cp); err != nil {
+		return errors.Join(err, s.undoPending(context.WithoutCancel(ctx), old, version))
+	}
+	// The switch: from here on the new key works and the old one is to go.
+	next.Pending = &pending{KeyID: old.KeyID, Provider: old.Provider}
+	if cp {
+		next.Pending.Engine, next.Pending.Generation = old.Engine, old.Generation
+	}
+	if version, err = s.save(ctx, next, version); err != nil {
+		return err // whichever it is, Open finds out
+	}
+	if err := s.undoPending(ctx, next, version); err != nil {
+		return err
+	}
+	return s.tell(ctx, p, next, action)
+}
+
+// make wraps the next key and, with copy, fills the next generation.
+func (s *Store) make(ctx context.Context, old entry, next *entry, cp bool) error {
+	keys, err := s.provider(next.Provider)
+	if err != nil {
+		return err
+	}
+	sec, err := s.unwrap(ctx, old)
+	if err != nil {
+		return err
+	}
+	defer sec.zero()
+	if !cp {
+		next.Wrapped, err = s.wrapNew(ctx, keys, *next, sec)
+		return err
+	}
+	fresh := newSecret(sec.lasting())
+	defer fresh.zero()
+	if next.Wrapped, err = s.wrapNew(ctx, keys, *next, fresh); err != nil {
+		return err
+	}
+	if err := s.makeInstance(ctx, s.engines[next.Engine].Engine, next.ref(), fresh); err != nil {
+		return err
+	}
+	if err := s.engines[old.Engine].Engine.Fence(ctx, old.ref(), true); err != nil {
+		return err
+	}
+	src, err := s.openInstance(ctx, old, sec)
+	if err != nil {
+		return err
+	}
+	dst, err := s.openInstance(ctx, *next, fresh)
+	if err != nil {
+		return errors.Join(err, src.db.Close())
+	}
+	err = copyInstance(ctx, src, dst)
+	return errors.Join(err, src.db.Close(), dst.db.Close())
+}
+
+// copyInstance re-seals every record of src into dst, but for the instance's
+// own canary. Every record must authenticate.
+func copyInstance(ctx context.Context, src, dst *instance) error {
+	canary := append(src.seal.space(kindMeta), canaryName...)
+	var from []byte
+	for {
+		var page []engine.KV
+		err := src.db.View(ctx, func(tx engine.Tx) error {
+			page = page[:0]
+			n := 0
+			for kv, err := range tx.Scan(from, nil, false, pageRecords) {
+				if err != nil {
+					return err
+				}
+				page = append(page, kv)
+				if n += len(kv.Value); n > pageBytes {
+					break
+				}
+			}
+			return nil
+		})
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		from = append(page[len(page)-1].Key[:len(page[len(page)-1].Key):len(page[len(page)-1].Key)], 0)
+		for i, kv := range page {
+			version, value, err := src.seal.open(kv.Key, kv.Value)
+			if err != nil {
+				return err
+			}
+			page[i].Value = dst.seal.seal(kv.Key, version, value)
+		}
+		if err := dst.db.Update(ctx, func(tx engine.Tx) error {
+			for _, kv := range page {
+				if string(kv.Key) == string(canary) {
+					continue
+				}
+				if err := tx.Put(kv.Key, kv.Value); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+}
+
+// undoPending destroys the key and the instance that Pending names: those
+// being made before the switch, those replaced after it.
+func (s *Store) undoPending(ctx context.Context, e entry, version uint64) error {
+	if p := e.Pending; p != nil {
+		if p.KeyID == e.KeyID || p.Engine == e.Engine && p.Generation == e.Generation {
+			return fmt.Errorf("%w: catalogue entry of %q names what is in use as replaced", ErrTampered, e.ID)
+		}
+		if p.Engine != "" {
+			place, ok := s.engines[p.Engine]
+			if !ok {
+				return fmt.Errorf("%w: no engine %q is configured", ErrRegion, p.Engine)
+			}
+			if p.Generation > e.Generation { // it was being made: the one in use may be fenced
+				if err := s.engines[e.Engine].Engine.Fence(ctx, e.ref(), false); err != nil {
+					return err
+				}
+			}
+			if err := place.Engine.Destroy(ctx, engine.Ref{UID: e.UID, Generation: p.Generation}); err != nil {
+				return err
+			}
+		}
+		keys, err := s.provider(p.Provider)
+		if err != nil {
+			return err
+		}
+		kctx, cancel := context.WithTimeout(ctx, keyTimeout)
+		defer cancel()
+		if err := keys.Destroy(kctx, p.KeyID); err != nil {
+			return keyError(err)
+		}
+		e.Pending = nil
+	}
+	_, err := s.save(ctx, e, version)
+	return err
+}
+
+// tell puts an operator's action into the tenant's own trail.
+func (s *Store) tell(ctx context.Context, p Principal, e entry, action string) error {
+	sec, err := s.unwrap(ctx, e)
+	if err != nil {
+		return err
+	}
+	defer sec.zero()
+	z, err := newSealer(sec, s.uid, e.ref())
+	if err != nil {
+		return err
+	}
+	return s.audit.record(ctx, trail{uid: e.UID, seal: z}, Event{Action: action, Subject: p.subject, Stream: p.stream, Tenant: e.ID,
+		Detail: fmt.Sprintf("engine %s, generation %d, key %s", e.Engine, e.Generation, e.KeyID)})
+}
