@@ -23,6 +23,7 @@ type File struct {
 	v     *Volume
 	name  string
 	info  fileInfo
+	entry *entry
 	parts []partReader
 
 	mu     sync.Mutex // guards off and closed
@@ -96,7 +97,7 @@ func (v *Volume) openFile(name string) (*File, error) {
 		}
 		return nil, fs.ErrNotExist
 	}
-	f := &File{v: v, name: name}
+	f := &File{v: v, name: name, entry: e}
 	f.info, _ = v.m.stat(name) // e is there
 	for _, p := range e.Parts {
 		file, err := v.disk.Open("objects/" + p.ID)

@@ -128,3 +128,5 @@ func grep(t testing.TB, dir string, needle []byte) bool {
 }
 
 func hexOf(b []byte) string { return hex.EncodeToString(b) }
+
+func readDir(v *fscrypt.Volume, dir string) ([]fs.DirEntry, error) { return fs.ReadDir(v.FS(), dir) }

@@ -19,7 +19,8 @@ type counterInfo struct {
 	Index  uint32 `json:"index"`
 	Name   string `json:"name"`   // hex, with the Written attribute set
 	Parent string `json:"parent"` // name of the storage root key that sessions are salted to
-	Base   uint64 `json:"base"`   // the counter's value at generation 0
+	Base   uint64 `json:"base"`   // the counter's value at generation Start
+	Start  uint64 `json:"start,omitempty"`
 }
 
 // shareInfo names the NV index that holds half of a slot's secret.
@@ -77,7 +78,7 @@ func defineNV(t transport.TPM, srk *tpm.Key, pub tpm2.TPMSNVPublic, owner, auth 
 		PublicInfo: tpm2.New2B(pub),
 	}.Execute(t)
 	if errors.Is(err, tpm2.TPMRCNVDefined) {
-		return nvIndex{}, fmt.Errorf("NV index 0x%08x is in use: destroy the volume that has it, or take another index", uint32(pub.NVIndex))
+		return nvIndex{}, fmt.Errorf("NV index 0x%08x is in use: destroy the volume that has it, take another index, or set UnsafeReplaceNV", uint32(pub.NVIndex))
 	}
 	if err != nil {
 		return nvIndex{}, sessionError(fmt.Errorf("define NV index 0x%08x: %w", uint32(pub.NVIndex), err))
@@ -115,6 +116,11 @@ func (p *TPM) defineCounter(ctx context.Context, auth []byte) (info *counterInfo
 		return nil, fmt.Errorf("counter 0x%08x is not an NV index", uint32(p.Counter))
 	}
 	err = p.do(ctx, p.pins(), func(t *tpm.Device, srk *tpm.Key) error {
+		if p.UnsafeReplaceNV {
+			if err := undefineNV(t, srk, p.Counter, p.OwnerAuth); err != nil {
+				return err
+			}
+		}
 		_, err := defineNV(t, srk, tpm2.TPMSNVPublic{
 			NVIndex: p.Counter, NameAlg: tpm2.TPMAlgSHA256,
 			Attributes: tpm2.TPMANV{AuthRead: true, AuthWrite: true, NoDA: true, NT: tpm2.TPMNTCounter},
@@ -165,7 +171,7 @@ func (p *TPM) useCounter(ctx context.Context, info *counterInfo, auth []byte, st
 		if abs < info.Base {
 			return fmt.Errorf("the counter 0x%08x is below its base: %w", info.Index, ErrRollback)
 		}
-		value = abs - info.Base
+		value = abs - info.Base + info.Start
 		inc, err := step(value)
 		if err != nil || !inc {
 			return err
@@ -193,15 +199,27 @@ func readCounter(t transport.TPM, srk *tpm.Key, idx nvIndex, auth []byte) (uint6
 	return binary.BigEndian.Uint64(rsp.Data.Buffer), nil
 }
 
-// writeShare stores half in NV, readable only with what is sealed, in place of
-// what an earlier slot stored there.
+// shareIndex picks the one of the TPM's two share indices that no slot in
+// force needs. What else may be there was left by a cut.
+func (p *TPM) shareIndex(t transport.TPM, srk *tpm.Key, used map[tpm2.TPMHandle]bool) (tpm2.TPMHandle, error) {
+	if !isNV(p.Share) {
+		return 0, fmt.Errorf("share 0x%08x is not an NV index", uint32(p.Share))
+	}
+	h := p.Share
+	if used[h] {
+		h++
+	}
+	if used[h] {
+		return 0, fmt.Errorf("both share indices, 0x%08x and the next, are in use", uint32(p.Share))
+	}
+	if len(used) > 0 || p.UnsafeReplaceNV {
+		return h, undefineNV(t, srk, h, p.OwnerAuth)
+	}
+	return h, nil
+}
+
+// writeShare stores half in NV, readable only with what is sealed.
 func writeShare(t transport.TPM, srk *tpm.Key, h tpm2.TPMHandle, owner []byte, sealed, half *Secret) (*shareInfo, error) {
-	if !isNV(h) {
-		return nil, fmt.Errorf("share 0x%08x is not an NV index", uint32(h))
-	}
-	if err := undefineNV(t, srk, h, owner); err != nil {
-		return nil, err
-	}
 	auth, err := nvAuth(sealed, "share auth")
 	if err != nil {
 		return nil, err
@@ -219,13 +237,39 @@ func writeShare(t transport.TPM, srk *tpm.Key, h tpm2.TPMHandle, owner []byte, s
 		_, err := tpm2.NVWrite{AuthHandle: idx.auth(srk, auth, tpm.EncryptIn()), NVIndex: idx.named(), Data: tpm2.TPM2BMaxNVBuffer{Buffer: b}}.Execute(t)
 		return err
 	})
-	if err != nil {
-		return nil, sessionError(fmt.Errorf("write the share: %w", err))
+	if err == nil {
+		idx, _, err = readIndex(t, h)
 	}
-	if idx, _, err = readIndex(t, h); err != nil {
-		return nil, err
+	if err != nil {
+		return nil, errors.Join(sessionError(fmt.Errorf("write the share: %w", err)), undefineNV(t, srk, h, owner))
 	}
 	return &shareInfo{Index: uint32(h), Name: hex.EncodeToString(idx.name.Buffer)}, nil
+}
+
+// dropShare undefines a share, if it still is the one that a slot names.
+func (p *TPM) dropShare(ctx context.Context, info *shareInfo) error {
+	return p.do(ctx, p.pins(), func(t *tpm.Device, srk *tpm.Key) error {
+		idx, _, err := readIndex(t, tpm2.TPMHandle(info.Index))
+		if errors.Is(err, tpm2.TPMRCHandle) || (err == nil && hex.EncodeToString(idx.name.Buffer) != info.Name) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return undefineNV(t, srk, tpm2.TPMHandle(info.Index), p.OwnerAuth)
+	})
+}
+
+// retire implements retirer.
+func (p *TPM) retire(ctx context.Context, s Slot, _ Binding) error {
+	var d tpmData
+	if err := strictJSON(s.Data, &d); err != nil || d.Share == nil {
+		return err
+	}
+	if !isNV(tpm2.TPMHandle(d.Share.Index)) {
+		return ErrTampered
+	}
+	return p.dropShare(ctx, d.Share)
 }
 
 // readShare completes sealed with the half that is in NV.

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/google/go-tpm/tpm2"
 )
 
 // Protector guards a secret in a slot of the header. Those of this package are
@@ -43,6 +45,20 @@ type Binding struct {
 type notes struct {
 	latches []func(digest []byte) error
 	lease   *lease
+	shares  map[tpm2.TPMHandle]bool       // NV indices that slots in force need
+	undos   []func(context.Context) error // take back what a slot made outside the header
+}
+
+// undo takes back what slots that did not come into force made.
+func (n *notes) undo(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), latchTimeout)
+	defer cancel()
+	var errs []error
+	for _, u := range n.undos {
+		errs = append(errs, u(ctx))
+	}
+	n.undos = nil
+	return errors.Join(errs...)
 }
 
 // lease is the time for which a share was released.

@@ -41,6 +41,9 @@ func (r *Remote) Wrap(ctx context.Context, secret *Secret, b Binding) (Slot, err
 		return Slot{}, err
 	}
 	defer share.Erase()
+	if b.notes != nil {
+		b.notes.undos = append(b.notes.undos, func(ctx context.Context) error { return r.retire(ctx, Slot{}, b) })
+	}
 	if err := share.xor(secret); err != nil {
 		return Slot{}, err
 	}
@@ -88,6 +91,13 @@ func (r *Remote) Unwrap(ctx context.Context, s Slot, b Binding) (*Secret, error)
 	return share, nil
 }
 
+// retire implements retirer: the service drops the share of a slot that is no
+// more.
+func (r *Remote) retire(ctx context.Context, _ Slot, b Binding) error {
+	_, _, err := r.ask(ctx, wire.OpDrop, b)
+	return err
+}
+
 // ask makes one exchange. The lease runs from before the request was sent, on
 // this node's monotonic clock: a node without a battery-backed clock and a
 // service with another idea of the time agree on it.
@@ -98,7 +108,7 @@ func (r *Remote) ask(ctx context.Context, op string, b Binding) (*Secret, time.T
 	}
 	req := wire.Request{Version: wire.Version, Op: op, Volume: b.Volume, Label: b.Label, Slot: b.Slot}
 	var key hpke.PrivateKey
-	if op != wire.OpRenew {
+	if op == wire.OpMint || op == wire.OpRelease {
 		var err error
 		if key, err = wire.KEM().GenerateKey(); err != nil {
 			return fail(err)
@@ -128,7 +138,7 @@ func (r *Remote) ask(ctx context.Context, op string, b Binding) (*Secret, time.T
 		return fail(fmt.Errorf("%s: %w: %s", r.Service, ErrUnavailable, rsp.Reason))
 	}
 	until := asked.Add(time.Duration(rsp.LeaseSeconds) * time.Second)
-	if op == wire.OpRenew {
+	if key == nil {
 		return nil, until, nil
 	}
 	plain, err := hpke.Open(key, wire.KDF(), wire.AEAD(), req.Info(), rsp.Share)

@@ -37,10 +37,15 @@ type TPM struct {
 	// generation, for example 0x01800110. Create needs it, unless
 	// Config.UnsafeNoFreshness says otherwise; Open takes it from the header.
 	Counter tpm2.TPMHandle
-	// Share is an NV index, for example 0x01800130, that holds one half of the
-	// secret: overwritten when the slot is replaced and undefined by Destroy,
-	// so that copies of the old slot are worth nothing. Zero means none.
+	// Share is the first of two NV indices, for example 0x01800130, one of
+	// which holds one half of the secret. It is undefined when the slot is
+	// replaced and by Destroy, so that copies of the old slot are worth
+	// nothing. Zero means none.
 	Share tpm2.TPMHandle
+	// UnsafeReplaceNV takes Counter and Share over when they are in use, as a
+	// Create that was cut off leaves them. If another volume has them, it is
+	// lost.
+	UnsafeReplaceNV bool
 	// After lists the Latch values of volumes that are opened earlier in each
 	// boot, in order.
 	After [][]byte
@@ -162,8 +167,19 @@ func (p *TPM) Wrap(ctx context.Context, secret *Secret, b Binding) (Slot, error)
 			if err := sealed.xor(half); err != nil {
 				return err
 			}
-			if d.Share, err = writeShare(t, srk, p.Share, p.OwnerAuth, sealed, half); err != nil {
+			var used map[tpm2.TPMHandle]bool
+			if b.notes != nil {
+				used = b.notes.shares
+			}
+			index, err := p.shareIndex(t, srk, used)
+			if err != nil {
 				return err
+			}
+			if d.Share, err = writeShare(t, srk, index, p.OwnerAuth, sealed, half); err != nil {
+				return err
+			}
+			if info := d.Share; b.notes != nil {
+				b.notes.undos = append(b.notes.undos, func(ctx context.Context) error { return p.dropShare(ctx, info) })
 			}
 		}
 		return p.seal(t, srk, sealed, digest, &d)

@@ -41,6 +41,8 @@ type Config struct {
 	// CacheBytes bounds the decrypted chunks kept for random reads. Zero means
 	// 8 MiB; chunks have 64 KiB.
 	CacheBytes int
+	// Progress is called by Rotate after each file. Nil means none.
+	Progress func(done, total int)
 	// Logger gets security events with a stable attribute "event" and no
 	// secret. Nil means none.
 	Logger *slog.Logger
@@ -68,8 +70,11 @@ type Volume struct {
 	lease   *lease
 	timer   *time.Timer
 	latch   []byte
+	latched bool   // the latch was extended with it; guarded by wmu
 	slot    string // that opened the volume
 
+	given     []Protector // by Create, Open or Rotate
+	progress  func(done, total int)
 	counter   *TPM   // nil where no TPM was given
 	witnessed uint64 // the counter's value last seen
 	cache     *chunkCache
@@ -136,7 +141,7 @@ func Open(ctx context.Context, dir string, cfg Config, protectors ...Protector) 
 }
 
 func newVolume(dir string, d disk.FS, cfg Config, protectors []Protector) *Volume {
-	v := &Volume{dir: dir, disk: d, logger: cfg.Logger, open: map[string]int{}, keys: map[uint64]*Secret{}, cache: newChunkCache(cfg.CacheBytes)}
+	v := &Volume{dir: dir, disk: d, logger: cfg.Logger, open: map[string]int{}, keys: map[uint64]*Secret{}, cache: newChunkCache(cfg.CacheBytes), given: protectors, progress: cfg.Progress}
 	if v.logger == nil {
 		v.logger = slog.New(slog.DiscardHandler)
 	}
@@ -175,6 +180,11 @@ func createOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors
 		return nil, errors.New("no TPM protector with a Counter: an older copy of the disk could be put back unnoticed (UnsafeNoFreshness allows it)")
 	}
 	n := new(notes)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.undo(ctx))
+		}
+	}()
 	if v.header.Slots, err = makeSlots(ctx, v.header, vk, n, protectors); err != nil {
 		return nil, err
 	}
@@ -189,6 +199,7 @@ func createOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors
 	if err := v.format(ctx); err != nil {
 		return nil, errors.Join(err, v.dropCounter(ctx))
 	}
+	v.latched = len(n.latches) > 0
 	if err := closeLatches(n, v.latch); err != nil {
 		return nil, errors.Join(err, v.dropCounter(ctx))
 	}
@@ -257,16 +268,15 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 			break
 		}
 		err = errors.Join(err, e)
-		if i == len(headers)-1 || !errors.Is(e, ErrWrongVolume) {
+		if i == len(headers)-1 || final(e) {
 			return nil, err
 		}
 	}
 	if err := v.setLatch(); err != nil {
 		return nil, err
 	}
-	latches := n.latches
-	n.latches = nil
-	if err := closeLatches(&notes{latches: latches}, v.latch); err != nil {
+	v.latched = len(n.latches) > 0
+	if err := closeLatches(n, v.latch); err != nil {
 		return nil, fmt.Errorf("close the latch: %w", err)
 	}
 	if err := v.load(ctx, len(headers) > 1); err != nil {
@@ -277,6 +287,11 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 	}
 	v.event(ctx, slog.LevelInfo, "fscrypt.opened", slog.String("slot", v.slot))
 	return v, nil
+}
+
+// final reports an error that the other copy of the header would only repeat.
+func final(err error) bool {
+	return slices.ContainsFunc([]error{ErrAuth, ErrLockout, ErrUnavailable, ErrRefused, ErrTPMChanged}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // unlock finds a slot that one of the protectors opens, and authenticates the
@@ -407,6 +422,7 @@ func (v *Volume) setLatch() error {
 // is not secret, and stays the same for the life of the volume.
 func (v *Volume) Latch() []byte { return slices.Clone(v.latch) }
 
+// closeLatches extends the latch PCRs that attempts to open have left open.
 func closeLatches(n *notes, digest []byte) error {
 	var errs []error
 	for _, l := range n.latches {

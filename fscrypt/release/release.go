@@ -119,6 +119,9 @@ func (s *Service) decide(ctx context.Context, device string, req *wire.Request) 
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
+	if req.Op == wire.OpDrop { // giving up a share needs no permission
+		return refuse(wire.StatusOK, ""), s.Store.Delete(ctx, shareKey(device, req.Volume, req.Slot))
+	}
 	if s.Authorize == nil {
 		return refuse(wire.StatusRefused, "no policy configured"), nil
 	}
@@ -149,7 +152,7 @@ func (s *Service) decide(ctx context.Context, device string, req *wire.Request) 
 	defer clear(rec.Share)
 	rsp := refuse(wire.StatusOK, "")
 	rsp.LeaseSeconds = int64(lease / time.Second)
-	if req.Op != wire.OpRenew {
+	if req.Op == wire.OpMint || req.Op == wire.OpRelease {
 		key, err := wire.KEM().NewPublicKey(req.Key)
 		if err != nil {
 			return nil, &RequestError{err}

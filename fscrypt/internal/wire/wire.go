@@ -24,6 +24,7 @@ const (
 	OpMint    = "mint"
 	OpRelease = "release"
 	OpRenew   = "renew"
+	OpDrop    = "drop"
 
 	StatusOK      = "ok"
 	StatusRevoked = "revoked"
@@ -74,7 +75,7 @@ func ParseRequest(b []byte) (*Request, error) {
 		return nil, err
 	}
 	switch r.Op {
-	case OpMint, OpRelease, OpRenew:
+	case OpMint, OpRelease, OpRenew, OpDrop:
 	default:
 		return nil, fmt.Errorf("unknown operation %.20q", r.Op)
 	}

@@ -1,0 +1,213 @@
+package fscrypt
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"slices"
+
+	"filippo.io/age"
+)
+
+// Rotate changes the volume key: the protectors given become the slots in
+// place of all old ones, and every file is encrypted anew, so that whoever
+// knew the old key, or can open a removed slot, reads nothing that the disk
+// holds afterwards. The volume stays in use meanwhile.
+//
+// Rotate can be cut off at any step. Status.Rotating then says so after the
+// next Open, and Rotate without protectors goes on where it ended.
+func (v *Volume) Rotate(ctx context.Context, protectors ...Protector) (err error) {
+	defer boundary("rotate "+v.dir, &err)
+	if len(protectors) > 0 {
+		if err := v.newEpoch(ctx, protectors); err != nil {
+			return err
+		}
+	}
+	for {
+		left, err := v.stale()
+		if err != nil {
+			return err
+		}
+		if len(left) == 0 {
+			return v.endRotation(ctx)
+		}
+		for i, name := range left {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := v.reencrypt(name); err != nil {
+				return err
+			}
+			if v.progress != nil {
+				v.progress(i+1, len(left))
+			}
+		}
+	}
+}
+
+// newEpoch puts a new volume key in force. Old ones stay in the encrypted part
+// of the header until no file needs them.
+func (v *Volume) newEpoch(ctx context.Context, protectors []Protector) (err error) {
+	v.wmu.Lock()
+	defer v.wmu.Unlock()
+	if err := v.usable(); err != nil {
+		return err
+	}
+	old := v.header.Slots
+	epoch := v.header.Epoch
+	vk := randomSecret()
+	slots, n, err := v.newSlots(ctx, vk, protectors)
+	if err != nil {
+		vk.Erase()
+		return err
+	}
+	p := *v.private
+	p.Old = slices.Clone(p.Old)
+	err = v.keys[epoch].Use(func(b []byte) error {
+		p.Old = append(p.Old, oldKey{Epoch: epoch, Key: slices.Clone(b)})
+		return nil
+	})
+	if err != nil {
+		vk.Erase()
+		return errors.Join(err, n.undo(ctx))
+	}
+	// From here on the new slots may be in force, whatever fails.
+	if err := v.replaceHeader(vk, &p, func(h *header) { h.Epoch, h.Slots = epoch+1, slots }); err != nil {
+		vk.Erase()
+		return err
+	}
+	v.mu.Lock()
+	v.keys[epoch+1] = vk
+	v.mu.Unlock()
+	if err := v.rewriteLog(v.m.gen, epoch+1); err != nil {
+		return err
+	}
+	if err := v.checkpoint(ctx); err != nil {
+		return err
+	}
+	v.given = protectors
+	v.event(ctx, slog.LevelInfo, "fscrypt.rotating", slog.Uint64("epoch", epoch+1))
+	return v.retire(ctx, old, protectors)
+}
+
+// stale lists the files that an old volume key opens.
+func (v *Volume) stale() ([]string, error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.locked != nil {
+		return nil, v.locked
+	}
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(v.m.files)) {
+		if v.m.files[name].stale(v.header.Epoch) {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+func (e *entry) stale(epoch uint64) bool {
+	return slices.ContainsFunc(e.Parts, func(p part) bool { return p.Epoch != epoch })
+}
+
+// reencrypt copies the parts of a file that an old key opens into new objects.
+func (v *Volume) reencrypt(name string) error {
+	f, err := v.openFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // removed meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	next := *f.entry
+	next.Parts = slices.Clone(next.Parts)
+	var made []part
+	for i := range f.parts {
+		p := &f.parts[i]
+		if p.Epoch == v.epoch() {
+			continue
+		}
+		n, err := v.copyPart(p)
+		if err != nil {
+			return errors.Join(damaged(p.ID, err), v.dropParts(&entry{Parts: made}))
+		}
+		made = append(made, n)
+		next.Parts[i] = n
+	}
+	v.wmu.Lock()
+	defer v.wmu.Unlock()
+	if err := v.usable(); err != nil {
+		return err
+	}
+	if v.m.files[name] != f.entry { // written or moved meanwhile: seen again
+		return v.dropParts(&entry{Parts: made})
+	}
+	if err := v.record(&op{Op: opPut, Name: name, File: &next}); err != nil {
+		return err
+	}
+	return v.dropParts(&entry{Parts: slices.DeleteFunc(slices.Clone(f.entry.Parts), func(p part) bool {
+		return slices.Contains(next.Parts, p)
+	})})
+}
+
+func (v *Volume) epoch() uint64 {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.header.Epoch
+}
+
+func (v *Volume) copyPart(p *partReader) (part, error) {
+	r, err := age.Decrypt(p.file, v.objectKey(p.part))
+	if err != nil {
+		return part{}, err
+	}
+	o, err := v.newObject()
+	if err != nil {
+		return part{}, err
+	}
+	n, err := io.Copy(o.age, r)
+	if err == nil && n != p.Size {
+		err = ErrTampered
+	}
+	if err != nil {
+		return part{}, errors.Join(err, v.discard(o))
+	}
+	o.part.Size = n
+	return o.part, v.finish(o)
+}
+
+// endRotation forgets the old volume keys.
+func (v *Volume) endRotation(ctx context.Context) error {
+	v.wmu.Lock()
+	defer v.wmu.Unlock()
+	if err := v.usable(); err != nil {
+		return err
+	}
+	if len(v.private.Old) == 0 {
+		return nil
+	}
+	p := *v.private
+	p.Old = nil
+	old := v.private.Old
+	if v.num.epoch != v.header.Epoch {
+		if err := v.rewriteLog(v.m.gen, v.header.Epoch); err != nil {
+			return err
+		}
+	}
+	if err := v.commitHeader(&p, func(*header) {}); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	for _, o := range old {
+		v.keys[o.Epoch].Erase()
+		delete(v.keys, o.Epoch)
+		clear(o.Key)
+	}
+	v.mu.Unlock()
+	v.event(ctx, slog.LevelInfo, "fscrypt.rotated", slog.Uint64("epoch", v.header.Epoch))
+	return v.checkpoint(ctx)
+}
