@@ -5,27 +5,12 @@ import (
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/asn1"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
-	attestation "github.com/google/go-attestation/attest"
-	"golang.org/x/crypto/cryptobyte"
-	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
-
 	"github.com/trusttree/trusttree/attest/registry"
-)
-
-// Object identifiers of the TCG (TCG EK Credential Profile 2.5, section 3).
-var (
-	oidEKCertificate   = asn1.ObjectIdentifier{2, 23, 133, 8, 1}
-	oidTPMManufacturer = asn1.ObjectIdentifier{2, 23, 133, 2, 1}
-	oidTPMModel        = asn1.ObjectIdentifier{2, 23, 133, 2, 2}
-	oidTPMVersion      = asn1.ObjectIdentifier{2, 23, 133, 2, 3}
-	oidSAN             = asn1.ObjectIdentifier{2, 5, 29, 17}
 )
 
 // Endorsers is whose word about TPMs is taken. There are no built-in roots:
@@ -112,6 +97,9 @@ func (e Endorsers) verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 	if _, err := templateOf(leaf.PublicKey); err != nil {
 		return nil, err
 	}
+	if k, ok := leaf.PublicKey.(*rsa.PublicKey); ok && roca(k.N) {
+		return nil, errors.New("key has the fingerprint of ROCA (CVE-2017-15361): its private key can be computed")
+	}
 	if leaf.IsCA || leaf.KeyUsage&x509.KeyUsageCertSign != 0 {
 		return nil, errors.New("certificate is a CA's")
 	}
@@ -138,85 +126,11 @@ func (e Endorsers) verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 	return en, nil
 }
 
-// parseEKCertificate parses what makers put into NV: with the TCG's header of
-// five bytes, with padding behind the certificate.
-func parseEKCertificate(der []byte) (*x509.Certificate, error) {
-	if len(der) > maxCertificate {
-		return nil, fmt.Errorf("certificate of %d bytes, limit %d", len(der), maxCertificate)
-	}
-	c, err := attestation.ParseEKCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("EK certificate: %w", err)
-	}
-	if c.PublicKey == nil {
-		return nil, errors.New("EK certificate: its key is of a kind that can't be read (RSASSA-PSS?)")
-	}
-	return c, nil
-}
-
 func parseCertificate(der []byte) (*x509.Certificate, error) {
 	if len(der) > maxCertificate {
 		return nil, fmt.Errorf("certificate of %d bytes, limit %d", len(der), maxCertificate)
 	}
 	return x509.ParseCertificate(der)
-}
-
-// readSAN takes manufacturer, model and version from the directoryName of the
-// subject alternative name (TCG EK Credential Profile 2.5, section 3.1.2).
-func (e *Endorsement) readSAN(c *x509.Certificate) error {
-	bad := errors.New("subject alternative name does not name the TPM's manufacturer, model and version")
-	for _, ext := range c.Extensions {
-		if !ext.Id.Equal(oidSAN) {
-			continue
-		}
-		var names cryptobyte.String
-		in := cryptobyte.String(ext.Value)
-		if !in.ReadASN1(&names, cbasn1.SEQUENCE) || !in.Empty() {
-			return bad
-		}
-		for !names.Empty() {
-			var name cryptobyte.String
-			var tag cbasn1.Tag
-			if !names.ReadAnyASN1(&name, &tag) {
-				return bad
-			}
-			if tag != cbasn1.Tag(4).ContextSpecific().Constructed() {
-				continue
-			}
-			var rdns cryptobyte.String
-			if !name.ReadASN1(&rdns, cbasn1.SEQUENCE) {
-				return bad
-			}
-			for !rdns.Empty() {
-				var set cryptobyte.String
-				if !rdns.ReadASN1(&set, cbasn1.SET) {
-					return bad
-				}
-				for !set.Empty() {
-					var attr, value cryptobyte.String
-					var id asn1.ObjectIdentifier
-					if !set.ReadASN1(&attr, cbasn1.SEQUENCE) || !attr.ReadASN1ObjectIdentifier(&id) || !attr.ReadAnyASN1(&value, &tag) {
-						return bad
-					}
-					if len(value) > 64 || strings.ContainsFunc(string(value), func(r rune) bool { return r < 0x20 || r > 0x7e }) {
-						return bad
-					}
-					switch {
-					case id.Equal(oidTPMManufacturer):
-						e.manufacturer = string(value)
-					case id.Equal(oidTPMModel):
-						e.model = string(value)
-					case id.Equal(oidTPMVersion):
-						e.version = string(value)
-					}
-				}
-			}
-		}
-	}
-	if e.manufacturer == "" || e.model == "" || e.version == "" {
-		return bad
-	}
-	return nil
 }
 
 // firmwareFloor returns ErrFirmware for a TPM whose signed firmware version is

@@ -1,6 +1,8 @@
 package attest
 
 import (
+	"crypto/x509"
+
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/trusttree/trusttree/attest/registry"
@@ -19,3 +21,7 @@ func Binding(s Session, nonce, binding []byte, bodies []Body) (digest [32]byte, 
 	digest = bodiesDigest(bodies)
 	return digest, s.qualifyingData(nonce, binding, digest)
 }
+
+// ParseEKCertificate is for the fuzz test, which has no certificate that
+// anybody vouches for.
+func ParseEKCertificate(der []byte) (*x509.Certificate, error) { return parseEKCertificate(der) }
