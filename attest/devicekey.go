@@ -4,6 +4,9 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -14,20 +17,21 @@ import (
 	"math/big"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/trusttree/trusttree/internal/tpm"
 )
 
-// DeviceKey is the node's TLS key (LDevID), P-256, persistent in the TPM: it
-// takes no transient slot and no session, so it serves a daemon for as long as
-// that runs. It is a crypto.Signer for TLS 1.2 and 1.3, safe for concurrent
-// use.
+// DeviceKey is the node's TLS key (LDevID), persistent in the TPM: it takes no
+// transient slot and no session, so it serves a daemon for as long as that
+// runs. It is a crypto.Signer for TLS 1.2 and 1.3, safe for concurrent use.
 type DeviceKey struct {
 	dev    *tpm.Device
 	handle tpm2.TPMHandle
 	name   tpm2.TPM2BName
 	pub    tpm2.TPMTPublic
-	key    *ecdsa.PublicKey
+	key    crypto.PublicKey // *ecdsa.PublicKey or *rsa.PublicKey
+	noPSS  bool             // the TPM's RSA-PSS salt is not what TLS wants
 }
 
 // DeviceKey returns the node's TLS key and makes it when there is none. A key
@@ -62,17 +66,59 @@ func (n *Node) loadDeviceKey(d *tpm.Device) (*DeviceKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attest: TLS key: %w", err)
 	}
-	ec, ok := key.(*ecdsa.PublicKey)
-	want := deviceKeyTemplate()
-	if !ok || k.Public.ObjectAttributes != want.ObjectAttributes {
+	want, err := deviceKeyTemplate(n.c.KeyAlgorithm)
+	if err != nil {
+		return nil, err
+	}
+	if k.Public.ObjectAttributes != want.ObjectAttributes || algorithmOf(key) == "" {
 		return nil, fmt.Errorf("attest: handle 0x%08x holds a key of another kind: it was not made by this package; evict it if it is not needed", uint32(tpm.HandleLDevID))
 	}
-	return &DeviceKey{dev: n.dev, handle: k.Handle, name: k.Name, pub: k.Public, key: ec}, nil
+	if a := algorithmOf(key); n.c.KeyAlgorithm != "" && n.c.KeyAlgorithm != a {
+		return nil, fmt.Errorf("attest: the TLS key is %s, NodeConfig.KeyAlgorithm is %s: evict handle 0x%08x to have a new one made", a, n.c.KeyAlgorithm, uint32(tpm.HandleLDevID))
+	}
+	dk := &DeviceKey{dev: n.dev, handle: k.Handle, name: k.Name, pub: k.Public, key: key}
+	if _, ok := key.(*rsa.PublicKey); ok {
+		dk.noPSS = !dk.probePSS(d)
+	}
+	return dk, nil
+}
+
+func algorithmOf(key crypto.PublicKey) string {
+	switch k := key.(type) {
+	case *ecdsa.PublicKey:
+		switch k.Curve {
+		case elliptic.P256():
+			return keyP256
+		case elliptic.P384():
+			return keyP384
+		}
+	case *rsa.PublicKey:
+		if k.N.BitLen() == 2048 {
+			return keyRSA2048
+		}
+	}
+	return ""
+}
+
+// probePSS reports whether the TPM's RSA-PSS signatures have a salt as long as
+// the hash, which TLS 1.3 demands (RFC 8446, section 4.2.3). Older TPMs take
+// the longest salt that fits.
+func (k *DeviceKey) probePSS(d *tpm.Device) bool {
+	digest := sha256.Sum256([]byte("trusttree RSA-PSS probe"))
+	sig, err := k.sign(d, digest[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256})
+	if err != nil {
+		return false
+	}
+	return rsa.VerifyPSS(k.key.(*rsa.PublicKey), crypto.SHA256, digest[:], sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
 }
 
 // makeDeviceKey makes the key below the storage root key and has the TPM keep
 // it. Nothing is stored elsewhere.
 func (n *Node) makeDeviceKey(d *tpm.Device) error {
+	template, err := deviceKeyTemplate(n.c.KeyAlgorithm)
+	if err != nil {
+		return err
+	}
 	return n.withOwner(d, func(owner tpm2.AuthHandle) (err error) {
 		srk, err := tpm.ReadKey(d, tpm.HandleSRK)
 		if err != nil {
@@ -81,7 +127,7 @@ func (n *Node) makeDeviceKey(d *tpm.Device) error {
 			}
 		}
 		defer func() { err = errors.Join(err, srk.Flush()) }()
-		made, err := tpm2.Create{ParentHandle: srk.Auth(nil), InPublic: tpm2.New2B(deviceKeyTemplate())}.Execute(d)
+		made, err := tpm2.Create{ParentHandle: srk.Auth(nil), InPublic: tpm2.New2B(template)}.Execute(d)
 		if err != nil {
 			return fmt.Errorf("attest: make TLS key: %w", err)
 		}
@@ -98,26 +144,75 @@ func (n *Node) makeDeviceKey(d *tpm.Device) error {
 	})
 }
 
-// Public implements crypto.Signer; the key is a *ecdsa.PublicKey.
+// Public implements crypto.Signer; the key is a *ecdsa.PublicKey or a
+// *rsa.PublicKey.
 func (k *DeviceKey) Public() crypto.PublicKey { return k.key }
 
-// Sign implements crypto.Signer for SHA-256. rand is not used: the TPM has its
-// own. It waits for the TPM while others use it.
+// SignatureAlgorithms returns what the key can sign in TLS, for
+// tls.Certificate.SupportedSignatureAlgorithms. An RSA key in a TPM whose PSS
+// salt is not the one that TLS demands signs PKCS #1 v1.5 only, which means
+// TLS 1.2.
+func (k *DeviceKey) SignatureAlgorithms() []tls.SignatureScheme {
+	pkcs1 := []tls.SignatureScheme{tls.PKCS1WithSHA256, tls.PKCS1WithSHA384, tls.PKCS1WithSHA512}
+	switch algorithmOf(k.key) {
+	case keyP256:
+		return []tls.SignatureScheme{tls.ECDSAWithP256AndSHA256}
+	case keyP384:
+		return []tls.SignatureScheme{tls.ECDSAWithP384AndSHA384}
+	}
+	if k.noPSS {
+		return pkcs1
+	}
+	return append([]tls.SignatureScheme{tls.PSSWithSHA256, tls.PSSWithSHA384, tls.PSSWithSHA512}, pkcs1...)
+}
+
+// Sign implements crypto.Signer for SHA-256, SHA-384 and SHA-512. rand is not
+// used: the TPM has its own. It waits for the TPM while others use it.
 func (k *DeviceKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	if opts == nil || opts.HashFunc() != crypto.SHA256 || len(digest) != sha256.Size {
-		return nil, errors.New("attest: the TLS key signs SHA-256 digests only")
+	return k.sign(k.dev, digest, opts)
+}
+
+func (k *DeviceKey) sign(t transport.TPM, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	var hash crypto.Hash
+	if opts != nil {
+		hash = opts.HashFunc()
+	}
+	alg, err := tpm.Alg(hash)
+	if err != nil || hash == crypto.SHA1 || len(digest) != hash.Size() {
+		return nil, errors.New("attest: the TLS key signs SHA-256, SHA-384 and SHA-512 digests only")
+	}
+	scheme := tpm2.TPMAlgECDSA
+	if _, ok := k.key.(*rsa.PublicKey); ok {
+		scheme = tpm2.TPMAlgRSASSA
+		if pss, ok := opts.(*rsa.PSSOptions); ok {
+			if pss.SaltLength != rsa.PSSSaltLengthEqualsHash && pss.SaltLength != rsa.PSSSaltLengthAuto && pss.SaltLength != hash.Size() {
+				return nil, fmt.Errorf("attest: the TLS key signs RSA-PSS with a salt as long as the hash only, not %d", pss.SaltLength)
+			}
+			scheme = tpm2.TPMAlgRSAPSS
+		}
 	}
 	r, err := tpm2.Sign{
-		KeyHandle: tpm2.AuthHandle{Handle: k.handle, Name: k.name, Auth: tpm2.PasswordAuth(nil)},
-		Digest:    tpm2.TPM2BDigest{Buffer: digest},
-		InScheme: tpm2.TPMTSigScheme{
-			Scheme:  tpm2.TPMAlgECDSA,
-			Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSchemeHash{HashAlg: tpm2.TPMAlgSHA256}),
-		},
+		KeyHandle:  tpm2.AuthHandle{Handle: k.handle, Name: k.name, Auth: tpm2.PasswordAuth(nil)},
+		Digest:     tpm2.TPM2BDigest{Buffer: digest},
+		InScheme:   tpm2.TPMTSigScheme{Scheme: scheme, Details: tpm2.NewTPMUSigScheme(scheme, &tpm2.TPMSSchemeHash{HashAlg: alg})},
 		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
-	}.Execute(k.dev)
+	}.Execute(t)
 	if err != nil {
 		return nil, fmt.Errorf("attest: sign with the TLS key: %w", err)
+	}
+	switch scheme {
+	case tpm2.TPMAlgRSASSA:
+		sig, err := r.Signature.Signature.RSASSA()
+		if err != nil {
+			return nil, fmt.Errorf("attest: sign with the TLS key: %w", err)
+		}
+		return sig.Sig.Buffer, nil
+	case tpm2.TPMAlgRSAPSS:
+		sig, err := r.Signature.Signature.RSAPSS()
+		if err != nil {
+			return nil, fmt.Errorf("attest: sign with the TLS key: %w", err)
+		}
+		return sig.Sig.Buffer, nil
 	}
 	sig, err := r.Signature.Signature.ECDSA()
 	if err != nil {
@@ -128,12 +223,27 @@ func (k *DeviceKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]
 	})
 }
 
+// CSR returns a certificate request (PKCS #10, DER) for the key, without names:
+// the registrar gives those. Registrar.Renew takes it.
+func (k *DeviceKey) CSR() ([]byte, error) {
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, k)
+	if err != nil {
+		return nil, fmt.Errorf("attest: certificate request: %w", err)
+	}
+	return csr, nil
+}
+
 func (k *DeviceKey) spki() (d [32]byte, err error) {
 	der, err := x509.MarshalPKIXPublicKey(k.key)
 	if err != nil {
 		return d, fmt.Errorf("attest: TLS key: %w", err)
 	}
 	return sha256.Sum256(der), nil
+}
+
+func (k *DeviceKey) is(key crypto.PublicKey) bool {
+	own, ok := k.key.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && own.Equal(key)
 }
 
 // StoreCertificate checks that an Enrollment is this node's, for its TLS key
@@ -170,7 +280,7 @@ func (n *Node) StoreCertificate(ctx context.Context, e *Enrollment, roots *x509.
 		if err != nil {
 			return err
 		}
-		if !key.key.Equal(certs[0].PublicKey) {
+		if !key.is(certs[0].PublicKey) {
 			return fmt.Errorf("%w: the certificate is for another key than the TPM's", ErrKeyMismatch)
 		}
 		return n.withOwner(d, func(owner tpm2.AuthHandle) error { return writeNV(d, owner, tpm.NVLDevIDCert, chain) })
@@ -195,10 +305,10 @@ func (n *Node) Certificate(ctx context.Context) (tls.Certificate, error) {
 		if err != nil || len(certs) == 0 {
 			return fmt.Errorf("attest: owner certificate in NV: %w", errors.Join(err, ErrNoKey))
 		}
-		if !key.key.Equal(certs[0].PublicKey) {
+		if !key.is(certs[0].PublicKey) {
 			return fmt.Errorf("%w: the certificate in NV is for another key than the TPM's", ErrKeyMismatch)
 		}
-		cert = tls.Certificate{PrivateKey: key, Leaf: certs[0]}
+		cert = tls.Certificate{PrivateKey: key, Leaf: certs[0], SupportedSignatureAlgorithms: key.SignatureAlgorithms()}
 		for _, c := range certs {
 			cert.Certificate = append(cert.Certificate, c.Raw)
 		}

@@ -3,7 +3,6 @@ package attest
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -58,6 +57,9 @@ type NodeConfig struct {
 	// zero bytes. It is proven in sessions salted to the endorsement key and
 	// never sent. The endorsement hierarchy's must be empty.
 	OwnerAuth []byte
+	// KeyAlgorithm is what DeviceKey makes: P-256 (when empty), P-384 or
+	// RSA-2048. A TLS key that is there already must be of the kind named.
+	KeyAlgorithm string
 	// Collectors gather the bodies of evidence. Each media type comes once.
 	Collectors []Collector
 	Now        func() time.Time // time.Now when nil
@@ -98,6 +100,9 @@ func Open(ctx context.Context, t transport.TPM, c NodeConfig) (*Node, error) {
 	}
 	if bytes.IndexByte(c.OwnerAuth, 0) >= 0 {
 		return nil, errors.New("attest: NodeConfig.OwnerAuth has a zero byte")
+	}
+	if _, err := deviceKeyTemplate(c.KeyAlgorithm); err != nil {
+		return nil, err
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -328,9 +333,8 @@ func (n *Node) Activate(ctx context.Context, c *ActivationChallenge, key *Device
 	if err != nil {
 		return nil, err
 	}
-	rsp.CSR, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{SignatureAlgorithm: x509.ECDSAWithSHA256}, key)
-	if err != nil {
-		return nil, fmt.Errorf("attest: certificate request: %w", err)
+	if rsp.CSR, err = key.CSR(); err != nil {
+		return nil, err
 	}
 	return rsp, nil
 }

@@ -207,8 +207,11 @@ func (r *Registrar) entry(ctx context.Context, en *Endorsement, akPublic []byte)
 	if err != nil {
 		return d, fmt.Errorf("attest: device %s: %w", en.device, err)
 	}
-	if d.State == registry.Revoked {
+	switch d.State {
+	case registry.Revoked:
 		return d, fmt.Errorf("%w: device %s: %s", ErrRevoked, d.ID, d.Reason)
+	case registry.Released:
+		return registry.Device{Version: d.Version, ID: en.device, EKCertificate: en.cert.Raw, AKPublic: akPublic, Manufacturer: en.manufacturer}, nil
 	}
 	if !bytes.Equal(d.AKPublic, akPublic) {
 		return d, fmt.Errorf("%w: device %s has another attestation key: revoke and release it to enrol it anew", ErrBound, d.ID)
@@ -251,12 +254,9 @@ func (r *Registrar) complete(ctx context.Context, rsp *ActivationResponse) (*Enr
 	if err != nil {
 		return nil, err
 	}
-	csr, err := x509.ParseCertificateRequest(rsp.CSR)
+	csr, err := parseCSR(rsp.CSR)
 	if err != nil {
-		return nil, fmt.Errorf("%w: certificate request: %w", ErrMalformed, err)
-	}
-	if err := csr.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("%w: certificate request: %w", ErrKeyMismatch, err)
+		return nil, err
 	}
 	spki := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
 	key, err := ak.VerifyCertify(rsp.Certify, rsp.Signature, rsp.KeyPublic, enrollBinding(p.Device, p.Nonce, spki))
@@ -289,7 +289,7 @@ func (r *Registrar) bind(ctx context.Context, en *Endorsement, akPublic []byte, 
 		if err != nil {
 			return err
 		}
-		if d.Version == 0 {
+		if d.State == "" {
 			d.Enrolled = now
 			d.State = registry.Enrolled
 		}
@@ -336,6 +336,71 @@ func (r *Registrar) Revoke(ctx context.Context, id registry.DeviceID, reason str
 		r.c.Log.WarnContext(ctx, "device revoked", "event", "revoked", "device", id.String(), "reason", reason)
 	}
 	return err
+}
+
+// Release lets a revoked device enrol anew, as the owner's explicit decision
+// after a repair or when its TPM was cleared. A device that is not revoked is
+// ErrBound.
+func (r *Registrar) Release(ctx context.Context, id registry.DeviceID) error {
+	err := update(ctx, r.c.Devices, id, func(d *registry.Device) error {
+		if d.State != registry.Revoked {
+			return fmt.Errorf("%w: device %s is %s: revoke it first", ErrBound, id, d.State)
+		}
+		d.State, d.Reason, d.KeySPKI = registry.Released, "", nil
+		return nil
+	})
+	if err == nil {
+		r.c.Log.WarnContext(ctx, "device released", "event", "released", "device", id.String())
+	}
+	return err
+}
+
+// Renew issues a new certificate for the TLS key of a node that has just
+// attested: result is its verdict, csr comes from DeviceKey.CSR. Errors are
+// ErrExpired when the result is, ErrMalformed, ErrKeyMismatch, ErrRevoked and
+// those of stores and issuer.
+func (r *Registrar) Renew(ctx context.Context, result *Result, csr []byte) (*Enrollment, error) {
+	now := r.c.Now()
+	if result == nil || !now.Before(result.expires) || result.device == (registry.DeviceID{}) {
+		return nil, fmt.Errorf("%w: no fresh attestation result", ErrExpired)
+	}
+	req, err := parseCSR(csr)
+	if err != nil {
+		return nil, err
+	}
+	if sha256.Sum256(req.RawSubjectPublicKeyInfo) != result.leafSPKI {
+		return nil, fmt.Errorf("%w: the certificate request is not for the key that attested", ErrKeyMismatch)
+	}
+	to := now.Add(r.c.CertificateTTL)
+	if err := update(ctx, r.c.Devices, result.device, func(d *registry.Device) error {
+		if err := admissible(*d, Session{LeafSPKI: result.leafSPKI}); err != nil {
+			return err
+		}
+		if d.State != registry.Affirming {
+			return fmt.Errorf("%w: device %s is %s", ErrNotAffirming, d.ID, d.State)
+		}
+		d.Expires = to
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	return r.issue(ctx, result.device, req.PublicKey, now, to)
+}
+
+// parseCSR parses a certificate request and checks that its sender has the
+// key. Only the key is taken from it.
+func parseCSR(der []byte) (*x509.CertificateRequest, error) {
+	if len(der) > maxCertificate {
+		return nil, fmt.Errorf("%w: certificate request of %d bytes, limit %d", ErrMalformed, len(der), maxCertificate)
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, fmt.Errorf("%w: certificate request: %w", ErrMalformed, err)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("%w: certificate request: %w", ErrKeyMismatch, err)
+	}
+	return csr, nil
 }
 
 // update changes a device with compare-and-swap, trying again when somebody

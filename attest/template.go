@@ -128,21 +128,40 @@ func akTemplate() tpm2.TPMTPublic {
 	}
 }
 
+// Algorithms of the TLS key.
+const (
+	keyP256    = "P-256"
+	keyP384    = "P-384"
+	keyRSA2048 = "RSA-2048"
+)
+
 // deviceKeyTemplate is the TLS key (LDevID): a signing key below the storage
-// root key that can't leave the TPM.
-func deviceKeyTemplate() tpm2.TPMTPublic {
-	return tpm2.TPMTPublic{
+// root key that can't leave the TPM. It leaves the scheme to each signature,
+// because TLS negotiates hash and padding.
+func deviceKeyTemplate(algorithm string) (tpm2.TPMTPublic, error) {
+	pub := tpm2.TPMTPublic{
 		Type:    tpm2.TPMAlgECC,
 		NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{
 			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true, SignEncrypt: true,
 		},
-		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
-			Scheme:  ecdsaScheme(tpm2.TPMAlgSHA256),
-			CurveID: tpm2.TPMECCNistP256,
-		}),
-		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{}),
 	}
+	curve := tpm2.TPMECCNistP256
+	switch algorithm {
+	case "", keyP256:
+	case keyP384:
+		curve = tpm2.TPMECCNistP384
+	case keyRSA2048:
+		pub.Type = tpm2.TPMAlgRSA
+		pub.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{KeyBits: 2048})
+		pub.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{})
+		return pub, nil
+	default:
+		return pub, fmt.Errorf("attest: NodeConfig.KeyAlgorithm %q: want P-256, P-384 or RSA-2048", algorithm)
+	}
+	pub.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: curve})
+	pub.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
+	return pub, nil
 }
 
 func ecdsaScheme(hash tpm2.TPMAlgID) tpm2.TPMTECCScheme {

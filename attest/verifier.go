@@ -20,7 +20,10 @@ import (
 const (
 	defaultResultTTL = 10 * time.Minute
 	maxResultTTL     = 24 * time.Hour
+	sweepPage        = 256 // devices read at a time
 )
+
+var errNothingToDo = errors.New("nothing to do")
 
 // VerifierConfig configures a Verifier. Every field without a default is
 // required.
@@ -166,7 +169,7 @@ func (v *Verifier) device(ctx context.Context, s Session) (registry.Device, erro
 }
 
 func admissible(d registry.Device, s Session) error {
-	if d.State == registry.Revoked {
+	if d.State == registry.Revoked || d.State == registry.Released {
 		return fmt.Errorf("%w: device %s: %s", ErrRevoked, d.ID, d.Reason)
 	}
 	if subtle.ConstantTimeCompare(d.KeySPKI, s.LeafSPKI[:]) != 1 {
@@ -368,13 +371,53 @@ func (v *Verifier) refused(ctx context.Context, s Session, err error) {
 		return
 	}
 	if err := update(ctx, v.c.Devices, s.Device, func(d *registry.Device) error {
-		if d.State == registry.Revoked {
+		if d.State == registry.Revoked || d.State == registry.Released {
 			return ErrRevoked
 		}
 		d.State, d.Reason = registry.Failing, a.Error()
 		return nil
 	}); err != nil && !errors.Is(err, ErrRevoked) {
 		v.c.Log.ErrorContext(ctx, "failed appraisal not noted", "event", "registry_error", "device", s.Device.String(), "error", err.Error())
+	}
+}
+
+// Sweep marks every device whose deadline has passed without a successful
+// appraisal as failing and returns them. Run it every few seconds, on one
+// instance or on all: each missed deadline is found once. Who must learn of
+// changes at once wraps the store in registry.Observe.
+func (v *Verifier) Sweep(ctx context.Context) (missed []registry.DeviceID, err error) {
+	now := v.c.Now()
+	overdue := func(d registry.Device) bool { return d.State == registry.Affirming && now.After(d.Deadline) }
+	var after registry.DeviceID
+	for {
+		page, err := v.c.Devices.List(ctx, after, sweepPage)
+		if err != nil {
+			return missed, fmt.Errorf("attest: sweep: %w", err)
+		}
+		for _, d := range page {
+			after = d.ID
+			if !overdue(d) {
+				continue
+			}
+			found := false
+			err := update(ctx, v.c.Devices, d.ID, func(d *registry.Device) error {
+				if found = overdue(*d); !found {
+					return errNothingToDo // it has attested, or another instance was faster
+				}
+				d.State, d.Reason = registry.Failing, "deadline missed: no evidence since "+d.Appraised.UTC().Format(time.RFC3339)
+				return nil
+			})
+			switch {
+			case err == nil:
+				missed = append(missed, d.ID)
+				v.c.Log.WarnContext(ctx, "deadline missed", "event", "deadline_missed", "device", d.ID.String(), "deadline", d.Deadline)
+			case !errors.Is(err, errNothingToDo):
+				return missed, err
+			}
+		}
+		if len(page) < sweepPage {
+			return missed, nil
+		}
 	}
 }
 

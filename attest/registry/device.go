@@ -58,10 +58,11 @@ const (
 	Affirming State = "affirming" // last appraisal succeeded
 	Failing   State = "failing"   // last appraisal failed, or a deadline was missed
 	Revoked   State = "revoked"   // final until the owner releases the device
+	Released  State = "released"  // revoked before; may enrol anew, with another attestation key too
 )
 
-// Device is one entry of the registry. ID, EKCertificate and AKPublic never
-// change while the entry stands.
+// Device is one entry of the registry. ID, EKCertificate and AKPublic do not
+// change until the device was revoked and released.
 type Device struct {
 	// Version counts the writes of this entry; 0 means that it is not stored.
 	// It is the token of compare-and-swap.
@@ -124,7 +125,7 @@ func ParseDevice(data []byte) (Device, error) {
 	switch {
 	case d.Format != FormatVersion:
 		return Device{}, fmt.Errorf("registry: entry of format %d: this program reads %d", d.Format, FormatVersion)
-	case d.State != Enrolled && d.State != Affirming && d.State != Failing && d.State != Revoked:
+	case d.State != Enrolled && d.State != Affirming && d.State != Failing && d.State != Revoked && d.State != Released:
 		return Device{}, fmt.Errorf("registry: entry with unknown state %q", d.State)
 	case d.ID == DeviceID{}:
 		return Device{}, errors.New("registry: entry without device ID")
