@@ -100,12 +100,20 @@ func (v *Verifier) membership(p *Proof, rec Record, known bool, connector string
 		}
 		return strings.Compare(a, b)
 	})
+	var issued *Finding // why a CA of the owner that issued it is not enough
 	for _, name := range names {
 		if m := v.Classes[name].Members; m != nil {
-			if chains, err := verifyChain(p, now, m); err == nil {
+			chains, err := verifyChain(p, now, m)
+			if err == nil {
 				return name, chains, nil
 			}
+			if f := chainFinding(err); f.Reason != ReasonUntrusted && issued == nil {
+				issued = f
+			}
 		}
+	}
+	if issued != nil {
+		return "", nil, issued
 	}
 	chains, err := verifyChain(p, now, v.Roots)
 	if err != nil {

@@ -4,6 +4,10 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -122,4 +126,29 @@ func reasonOf(t testing.TB, err error) moduleid.Reason {
 	var refused *moduleid.RefusedError
 	require.ErrorAs(t, err, &refused)
 	return refused.Reason()
+}
+
+func oids(s string) []asn1.ObjectIdentifier {
+	var id asn1.ObjectIdentifier
+	for _, part := range strings.Split(s, ".") {
+		n, err := strconv.Atoi(part)
+		if err != nil {
+			panic(err)
+		}
+		id = append(id, n)
+	}
+	return []asn1.ObjectIdentifier{id}
+}
+
+func criticalExtension() []pkix.Extension {
+	return []pkix.Extension{{Id: oids("1.3.6.1.4.1.99999.1")[0], Critical: true, Value: []byte{5, 0}}}
+}
+
+func poolOf(t testing.TB, der []byte) *x509.CertPool {
+	t.Helper()
+	cert, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	p := x509.NewCertPool()
+	p.AddCert(cert)
+	return p
 }

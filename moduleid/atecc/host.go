@@ -12,6 +12,7 @@ import (
 const (
 	wakeDelay    = 1500 * time.Microsecond // tWHI of the 608
 	shareWindow  = time.Second             // how long new chips may join a held lock
+	silence      = 800 * time.Millisecond  // longer than any command: nobody is there
 	wakeDeadline = 1800 * time.Millisecond // longest command plus a watchdog, after a process died
 	pollShort    = 2 * time.Millisecond
 	pollLong     = 6 * time.Millisecond
@@ -138,8 +139,7 @@ func (h *Host) sleep(ctx context.Context, addr uint8) {
 // wake brings one chip from any state to a fresh start. Whatever a process
 // that died left behind is over after the longest command and the watchdog.
 func (h *Host) wake(ctx context.Context, addr uint8) error {
-	deadline := time.Now().Add(wakeDeadline)
-	silent := 0
+	start, silent, heard := time.Now(), 0, false
 	for {
 		// A chip that is awake sleeps first, so that its answer is the wake's.
 		if err := h.tx(ctx, addr, []byte{wordSleep}, nil); err != nil && !errors.Is(err, ErrNACK) {
@@ -162,11 +162,13 @@ func (h *Host) wake(ctx context.Context, addr uint8) error {
 			return err
 		case errors.Is(err, ErrNACK):
 			silent++
-		case !errors.Is(err, errNotAwake):
+		case errors.Is(err, errNotAwake):
+			heard = true
+		default:
 			return err
 		}
-		if time.Now().After(deadline) {
-			if errors.Is(err, ErrNACK) {
+		if waited := time.Since(start); waited > wakeDeadline || waited > silence && !heard {
+			if !heard {
 				return fmt.Errorf("no chip answers at address %#02x of %s (7-bit; is it plugged in, and the bus at 100 kHz or less?): %w", addr, h.bus, err)
 			}
 			return fmt.Errorf("address %#02x of %s: %w", addr, h.bus, err)
