@@ -90,6 +90,9 @@ func (v *Volume) openFile(name string) (*File, error) {
 	if v.locked != nil {
 		return nil, v.locked
 	}
+	if err := v.portable(); err != nil {
+		return nil, err
+	}
 	e := v.m.files[name]
 	if e == nil {
 		if v.m.dirs[name] != nil {

@@ -11,7 +11,12 @@ import (
 
 // FS returns the volume as an io/fs file system for reading. It implements
 // fs.ReadFileFS, fs.StatFS and fs.ReadDirFS.
-func (v *Volume) FS() fs.FS { return fsView{v} }
+func (v *Volume) FS() fs.FS {
+	if v.header.Mode == modeKernel {
+		return v.kernelFS()
+	}
+	return fsView{v}
+}
 
 type fsView struct{ v *Volume }
 

@@ -50,9 +50,10 @@ var algorithmsV1 = algorithms{KDF: "hkdf-sha512", Object: "age-v1", Log: "xchach
 
 // private is the encrypted part of the header.
 type private struct {
-	Stable  []byte       `json:"stable"` // 32 bytes that outlive the volume key: latch, counter's auth
+	Stable  []byte       `json:"stable"` // 32 bytes that outlive the volume key: latch, counter's auth, kernel key
 	Old     []oldKey     `json:"old,omitempty"`
 	Counter *counterInfo `json:"counter,omitempty"`
+	Kernel  *kernelInfo  `json:"kernel,omitempty"`
 }
 
 // oldKey is a volume key that files not yet rotated still need.
@@ -180,7 +181,7 @@ func parseHeader(b []byte) (*header, error) {
 		return nil, errors.New("header: bad uuid")
 	case h.Algorithms != algorithmsV1:
 		return nil, fmt.Errorf("header: algorithms %+v: %w", h.Algorithms, ErrUnsupported)
-	case h.Mode != modePortable:
+	case h.Mode != modePortable && h.Mode != modeKernel:
 		return nil, fmt.Errorf("header: mode %.20q: %w", h.Mode, ErrUnsupported)
 	case len(h.Slots) == 0 || len(h.Slots) > maxSlots:
 		return nil, fmt.Errorf("header: %d slots, want 1 to %d", len(h.Slots), maxSlots)

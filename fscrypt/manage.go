@@ -233,6 +233,9 @@ func (v *Volume) Destroy(ctx context.Context) (err error) {
 	if v.log == nil {
 		return ErrLocked
 	}
+	if err := v.destroyTree(ctx); err != nil {
+		return err
+	}
 	errs := []error{v.retire(ctx, v.header.Slots, nil), v.dropCounter(ctx)}
 	v.erase(ErrLocked)
 	for _, name := range headerNames {

@@ -22,6 +22,7 @@ import (
 
 const (
 	modePortable = "portable"
+	modeKernel   = "kernel"
 
 	metaDir = ".fscrypt" // below the volume's directory
 )
@@ -35,6 +36,12 @@ type Config struct {
 	// Label says what the volume is for, for example "data": 1 to 64 bytes.
 	// Slots and shares are bound to it. On Open, empty means any.
 	Label string
+	// Kernel makes Create encrypt a directory with the kernel (fscrypt policy
+	// version 2, on ext4, f2fs or ubifs) instead of the portable format: any
+	// program reads and writes below Volume.Path, at the kernel's speed, but
+	// nothing authenticates contents, and Checkpoint witnesses only the
+	// header. Needs Linux.
+	Kernel bool
 	// UnsafeNoFreshness lets Create make a volume without a counter in a TPM:
 	// whoever holds the disk can put an older copy of it back unnoticed.
 	UnsafeNoFreshness bool
@@ -63,6 +70,7 @@ type Volume struct {
 	header  *header
 	private *private
 	stable  *Secret
+	tree    *tree              // of a kernel mode volume
 	keys    map[uint64]*Secret // volume keys by epoch
 	m       *manifest
 	open    map[string]int // open files and writers by name
@@ -158,10 +166,14 @@ func createOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors
 	v := newVolume(dir, d, cfg, protectors)
 	defer func() {
 		if err != nil {
-			v.erase(ErrLocked)
+			err = errors.Join(err, v.abandon())
 		}
 	}()
-	if v.header, err = newHeader(cfg.Label, modePortable); err != nil {
+	mode := modePortable
+	if cfg.Kernel {
+		mode = modeKernel
+	}
+	if v.header, err = newHeader(cfg.Label, mode); err != nil {
 		return nil, err
 	}
 	v.header.Generation = 1
@@ -216,6 +228,11 @@ func (v *Volume) format(ctx context.Context) (err error) {
 	v.m = newManifest()
 	v.m.gen, v.m.head = 1, 1
 	v.num = logFile{num: 1, epoch: v.header.Epoch}
+	if v.header.Mode == modeKernel {
+		if err := v.formatKernel(ctx); err != nil {
+			return err
+		}
+	}
 	if v.log, err = writeLog(v.disk, v.header, v.num, v.keys[v.header.Epoch], v.m); err != nil {
 		return err
 	}
@@ -252,8 +269,7 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 	n := new(notes)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, closeLatches(n, refusedLatch[:]))
-			v.erase(ErrLocked)
+			err = errors.Join(err, closeLatches(n, refusedLatch[:]), v.abandon())
 			v.event(ctx, slog.LevelWarn, "fscrypt.refused", slog.String("reason", err.Error()))
 		}
 	}()
@@ -368,6 +384,11 @@ func (v *Volume) load(ctx context.Context, repair bool) error {
 	if err := v.verifyFresh(ctx); err != nil {
 		return err
 	}
+	if v.header.Mode == modeKernel {
+		if err := v.openKernel(ctx); err != nil {
+			return err
+		}
+	}
 	for _, l := range logs[:len(logs)-1] {
 		rest = append(rest, l.name())
 	}
@@ -432,6 +453,18 @@ func closeLatches(n *notes, digest []byte) error {
 	return errors.Join(errs...)
 }
 
+// abandon lets go of a volume that did not come to be open.
+func (v *Volume) abandon() error {
+	v.erase(ErrLocked)
+	v.dropKernelKey()
+	if v.log == nil {
+		return nil
+	}
+	log := v.log
+	v.log = nil
+	return log.Close()
+}
+
 // erase forgets every key.
 func (v *Volume) erase(why error) {
 	v.mu.Lock()
@@ -467,7 +500,8 @@ func (v *Volume) event(ctx context.Context, level slog.Level, event string, attr
 }
 
 // Lock writes a checkpoint, erases the keys and closes the volume. While files
-// or writers are open it returns a *BusyError and nothing is locked.
+// or writers are open it returns a *BusyError and nothing is locked. In kernel
+// mode it polls until the kernel has dropped the key, or ctx is done.
 func (v *Volume) Lock(ctx context.Context) (err error) {
 	defer boundary("lock "+v.dir, &err)
 	v.wmu.Lock()
@@ -486,6 +520,11 @@ func (v *Volume) Lock(ctx context.Context) (err error) {
 		slices.Sort(busy.Paths)
 		busy.Paths = busy.Paths[:min(len(busy.Paths), 16)]
 		return &busy
+	}
+	if v.header.Mode == modeKernel {
+		if err := v.lockKernel(ctx); err != nil {
+			return err
+		}
 	}
 	var cerr error
 	if v.usable() == nil {
@@ -521,6 +560,7 @@ func (v *Volume) expire() {
 // shut closes the volume at once, also over open files.
 func (v *Volume) shut(why error) {
 	v.erase(why)
+	v.dropKernelKey()
 	v.event(context.Background(), slog.LevelWarn, "fscrypt.lease.ended", slog.String("reason", why.Error()))
 }
 
@@ -553,18 +593,19 @@ func (v *Volume) RenewLease(ctx context.Context) (until time.Time, err error) {
 
 // Status describes an open volume.
 type Status struct {
-	Volume     string       `json:"volume"` // UUID
-	Label      string       `json:"label"`
-	Mode       string       `json:"mode"` // "portable"
-	Locked     bool         `json:"locked"`
-	Slot       string       `json:"slot"` // type of the slot that opened it
-	Slots      []SlotStatus `json:"slots"`
-	Generation uint64       `json:"generation"`
-	Freshness  string       `json:"freshness"` // "witnessed", "unchecked" (no TPM given) or "none"
-	Files      int          `json:"files"`
-	Open       int          `json:"open"`     // open files and writers
-	Rotating   bool         `json:"rotating"` // old volume keys are still in use: Rotate again
-	LeaseUntil time.Time    `json:"lease_until,omitzero"`
+	Volume     string        `json:"volume"` // UUID
+	Label      string        `json:"label"`
+	Mode       string        `json:"mode"` // "portable" or "kernel"
+	Locked     bool          `json:"locked"`
+	Slot       string        `json:"slot"` // type of the slot that opened it
+	Slots      []SlotStatus  `json:"slots"`
+	Generation uint64        `json:"generation"`
+	Freshness  string        `json:"freshness"` // "witnessed", "unchecked" (no TPM given) or "none"
+	Files      int           `json:"files"`
+	Open       int           `json:"open"`     // open files and writers
+	Rotating   bool          `json:"rotating"` // old volume keys are still in use: Rotate again
+	LeaseUntil time.Time     `json:"lease_until,omitzero"`
+	Kernel     *KernelStatus `json:"kernel,omitempty"`
 }
 
 // SlotStatus names a slot.
@@ -589,6 +630,9 @@ func (v *Volume) Status() Status {
 	}
 	if v.lease != nil {
 		s.LeaseUntil = v.lease.until
+	}
+	if v.header.Mode == modeKernel {
+		s.Kernel = v.kernelStatus()
 	}
 	return s
 }

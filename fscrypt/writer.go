@@ -103,6 +103,9 @@ func (v *Volume) hold(name string) error {
 	if v.locked != nil {
 		return v.locked
 	}
+	if err := v.portable(); err != nil {
+		return err
+	}
 	if err := v.m.room(name); err != nil {
 		return err
 	}
