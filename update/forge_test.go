@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"github.com/trusttree/trusttree/update"
 	"github.com/trusttree/trusttree/update/internal/tufmeta"
@@ -198,4 +199,15 @@ func (c *tuf) reopen(t *testing.T) {
 func (c *tuf) refresh() error {
 	_, err := c.Client.Refresh(context.Background())
 	return err
+}
+
+// keySets are the floors' names of the keys in the newest root.
+func keySets(f *forge) map[string]string {
+	m, err := tufmeta.Decode[metadata.RootType](f.files[fmt.Sprintf("metadata/%d.root.json", f.version["root"])])
+	require.NoError(f.t, err)
+	out := map[string]string{}
+	for _, r := range []string{"timestamp", "snapshot", "targets"} {
+		out[r] = tufmeta.KeySet(&m.Signed, r)
+	}
+	return out
 }
