@@ -3,7 +3,6 @@ package spdm
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/asn1"
 	"errors"
 	"fmt"
 
@@ -94,53 +93,4 @@ func noncesOf(c moduleid.Challenge) nonces {
 	sum := sha256.Sum256(append([]byte("moduleid.v1\x00spdm context"), d[:]...))
 	copy(n.context[:], sum[:])
 	return n
-}
-
-// Object identifiers of DSP0274 in certificates.
-var (
-	oidExtension        = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 412, 274, 6}
-	oidHardwareIdentity = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 412, 274, 2}
-)
-
-// identify finds the certificate that names the device for life: the one with
-// the hardware identity, or the leaf where no alias certificates are used.
-func identify(t *transcript, p *moduleid.Proof) error {
-	p.Handled = []asn1.ObjectIdentifier{oidExtension}
-	device := -1
-	for i, c := range p.Chain {
-		for _, x := range c.Extensions {
-			if !x.Id.Equal(oidExtension) {
-				continue
-			}
-			if !wellFormed(x.Value) {
-				return malformed(errors.New("spdm: a certificate's SPDM extension is malformed"))
-			}
-			if bytes.Contains(x.Value, hardwareIdentityDER) && device < 0 {
-				device = i
-			}
-		}
-	}
-	if device < 0 && t.flags&capAlias != 0 {
-		return malformed(errors.New("spdm: an alias chain in which no certificate is the device's"))
-	}
-	p.Device = max(device, 0)
-	return nil
-}
-
-var hardwareIdentityDER, _ = asn1.Marshal(oidHardwareIdentity)
-
-// wellFormed accepts a sequence of sequences that start with an identifier.
-func wellFormed(der []byte) bool {
-	var list []asn1.RawValue
-	rest, err := asn1.Unmarshal(der, &list)
-	if err != nil || len(rest) > 0 {
-		return false
-	}
-	for _, v := range list {
-		var id asn1.ObjectIdentifier
-		if _, err := asn1.Unmarshal(v.Bytes, &id); err != nil {
-			return false
-		}
-	}
-	return true
 }

@@ -1,16 +1,24 @@
 package spdm
 
 import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"math/big"
 	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trusttree/trusttree/internal/testenv"
+	"github.com/trusttree/trusttree/moduleid"
 )
 
 // trace reads a recorded exchange with DMTF's reference responder.
@@ -61,4 +69,103 @@ func TestReferenceResponderTracesVerify(t *testing.T) {
 			assert.True(t, got.certs[len(got.certs)-1].Equal(ca))
 		})
 	}
+}
+
+// Each message of a recorded exchange that a signature covers is refused with
+// any one of its bytes changed.
+func TestEverySingleByteChangeIsRefused(t *testing.T) {
+	for name := range traces {
+		t.Run(name, func(t *testing.T) {
+			messages := trace(t, name)
+			// The second CHALLENGE covers A alone, so that B is flipped before
+			// the first one.
+			for i, m := range messages {
+				end := len(messages)
+				if i < len(messages)-4 {
+					end = len(messages) - 4
+				}
+				for at := range m {
+					m[at] ^= 1 << (at % 8)
+					_, err := replay(messages[:end])
+					m[at] ^= 1 << (at % 8)
+					require.Error(t, err, "message %d, byte %d", i, at)
+				}
+			}
+			_, err := replay(messages)
+			require.NoError(t, err)
+		})
+	}
+}
+
+func TestMicrochipTemplateCertificatesParse(t *testing.T) {
+	for _, name := range []string{"microchip-root-ca-002.der", "tng-template-device3.der", "tng-template-signer1.der"} {
+		der, err := os.ReadFile(testenv.Corpus(t, "spdm-atecc", "certs", name))
+		require.NoError(t, err)
+		_, err = x509.ParseCertificate(der)
+		require.NoError(t, err, name)
+	}
+}
+
+func FuzzTranscript(f *testing.F) {
+	r, c := fuzzResponder(f)
+	chip, err := NewRequester(Loopback(r), Config{Scheme: Scheme{Measurements: true}})
+	require.NoError(f, err)
+	e, err := chip.Prove(f.Context(), c)
+	require.NoError(f, err)
+	f.Add(e.Message)
+	good := string(e.Message)
+	f.Fuzz(func(t *testing.T, message []byte) {
+		_, err := Scheme{}.Check(c, &moduleid.Evidence{Scheme: SchemeName, Message: message})
+		if err == nil && string(message) != good {
+			// Only the measurements may be left out where nobody asks for them.
+			require.True(t, strings.HasPrefix(good, string(message)))
+		}
+	})
+}
+
+func fuzzResponder(t testing.TB) (*Responder, moduleid.Challenge) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	require.NoError(t, err)
+	cert, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	r, err := NewResponder(ResponderConfig{Key: key, Chain: []*x509.Certificate{cert},
+		Measurements: []moduleid.Measurement{{Index: 1, Kind: "firmware", Value: []byte("v1")}}})
+	require.NoError(t, err)
+	return r, moduleid.NewChallenge("node", "bay")
+}
+
+func FuzzResponder(f *testing.F) {
+	for _, m := range [][]byte{{0x10, 0x84, 0, 0}, {0x12, 0xe1, 0, 0}, {0x12, 0x81, 0, 0}} {
+		f.Add(m)
+	}
+	r, _ := fuzzResponder(f)
+	f.Fuzz(func(t *testing.T, m []byte) {
+		x := exchange{r: &Requester{}}
+		x.t.version = Version12
+		for _, req := range [][]byte{{0x10, reqVersion, 0, 0}, x.capabilities(), x.algorithms(), m} {
+			require.GreaterOrEqual(t, len(r.Respond(req)), 4)
+		}
+	})
+}
+
+func FuzzFraming(f *testing.F) {
+	f.Add([]byte{6, 0, 1, 5, 0x10, 4, 0, 0})
+	f.Add([]byte{0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 5, 5, 0x10, 4, 0, 0})
+	f.Fuzz(func(t *testing.T, p []byte) {
+		for _, fr := range []framing{tcpFraming{}, emuFraming{}} {
+			m, err := fr.read(bytes.NewReader(p))
+			if err == nil {
+				require.LessOrEqual(t, len(m), maxFrame)
+			}
+		}
+	})
+}
+
+func FuzzTcbInfo(f *testing.F) {
+	f.Add([]byte{0x30, 0x03, 0x83, 0x01, 0x07})
+	f.Fuzz(func(t *testing.T, der []byte) { _, _ = tcbInfo(der, 0); _, _ = spdmIDs(der) })
 }

@@ -65,13 +65,13 @@ func (t *transcript) add(req, rsp []byte) error {
 	var err error
 	switch {
 	case req[1] == reqVersion && rsp[1] == rspVersion && t.stage == 0:
-		err = t.versions(rsp)
+		err = t.versions(req, rsp)
 	case req[1] == reqCapabilities && rsp[1] == rspCapabilities && t.stage == reqVersion:
 		err = t.capabilities(req, rsp)
 	case req[1] == reqAlgorithms && rsp[1] == rspAlgorithms && t.stage == reqCapabilities:
 		err = t.algorithms(req, rsp)
 	case req[1] == reqDigests && rsp[1] == rspDigests && t.stage == reqAlgorithms:
-		err = t.digests(rsp)
+		err = t.digests(req, rsp)
 	case req[1] == reqCertificate && rsp[1] == rspCertificate && (t.stage == reqDigests || t.stage == reqCertificate):
 		err = t.certificate(req, rsp)
 	case req[1] == reqChallenge && rsp[1] == rspChallenge && (t.stage == reqCertificate || t.stage == reqChallenge):
@@ -91,7 +91,10 @@ func (t *transcript) add(req, rsp []byte) error {
 // pair appends both messages to a part of the transcript.
 func pair(part *[]byte, req, rsp []byte) { *part = append(append(*part, req...), rsp...) }
 
-func (t *transcript) versions(rsp []byte) error {
+func (t *transcript) versions(req, rsp []byte) error {
+	if !bytes.Equal(req, []byte{byte(Version10), reqVersion, 0, 0}) {
+		return errors.New("GET_VERSION is malformed")
+	}
 	r := reader{p: rsp[4:]}
 	r.u8()
 	best := Version(0)
@@ -107,7 +110,7 @@ func (t *transcript) versions(rsp []byte) error {
 		return errors.New("the responder speaks no version from 1.0 to 1.4")
 	}
 	t.version = best // the highest common one; what was offered is signed later
-	pair(&t.a, []byte{byte(Version10), reqVersion, 0, 0}, rsp)
+	pair(&t.a, req, rsp)
 	return nil
 }
 
@@ -153,13 +156,16 @@ func (t *transcript) algorithms(req, rsp []byte) error {
 	return nil
 }
 
-func (t *transcript) digests(rsp []byte) error {
+func (t *transcript) digests(req, rsp []byte) error {
+	if len(req) != 4 {
+		return errors.New("GET_DIGESTS has the wrong length")
+	}
 	n, h := bits.OnesCount8(rsp[3]), t.hash.Size()
 	if len(rsp) != 4+n*h {
 		return fmt.Errorf("DIGESTS has %d bytes; %d slots need %d", len(rsp), n, 4+n*h)
 	}
 	t.listed = rsp
-	pair(&t.b, []byte{byte(t.version), reqDigests, 0, 0}, rsp)
+	pair(&t.b, req, rsp)
 	return nil
 }
 
