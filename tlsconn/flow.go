@@ -36,6 +36,7 @@ type flow struct {
 	addr   string
 	far    net.Conn // the dialled destination, to be reset
 	ended  bool
+	why    Code      // what it ended with
 	seen   uint64    // bytes at the last look, for idleness
 	seenAt time.Time // when they last changed
 }
@@ -188,7 +189,7 @@ func (f *flow) end(code Code, rule string, cause error) {
 		f.mu.Unlock()
 		return
 	}
-	f.ended = true
+	f.ended, f.why = true, code
 	if rule != "" {
 		f.d.Rule = rule
 	}

@@ -122,6 +122,13 @@ func (c *flowConn) finished() {
 
 // CloseWrite sends a clean end of file; reading goes on.
 func (c *flowConn) CloseWrite() error {
+	c.f.mu.Lock()
+	why := c.f.why
+	c.f.mu.Unlock()
+	if why != CodeOK {
+		// The reset is on its way; a clean end must not overtake it.
+		return &RefusedError{Code: why, Side: c.f.t.e.side, Peer: c.f.t.peer.ID, Reason: "flow was reset"}
+	}
 	if err := c.s.CloseWrite(); err != nil {
 		return c.failed(err)
 	}

@@ -105,6 +105,11 @@ func (a *authority) crl(number int64, next time.Time, serials ...*big.Int) []byt
 }
 
 const (
+	waitTime = 10 * time.Second
+	tickTime = 2 * time.Millisecond
+)
+
+const (
 	nodeName    = "spiffe://city.example/node/17"
 	gatewayName = "spiffe://city.example/gateway/1"
 )
