@@ -237,11 +237,8 @@ func (c *Client) retire(t *tunnel) {
 		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
 		for {
-			t.mu.Lock()
-			n := len(t.flows) + len(t.pending)
-			t.mu.Unlock()
-			if n == 0 {
-				t.cut(CodeDraining, "replaced", nil)
+			if t.idle() {
+				t.leave("replaced")
 				return
 			}
 			select {
@@ -259,7 +256,7 @@ func (c *Client) tunnel(ctx context.Context) (*tunnel, error) {
 		c.mu.Lock()
 		t, changed, last := c.current, c.changed, c.lastErr
 		c.mu.Unlock()
-		if t != nil && t.admits() == nil {
+		if t != nil && t.admits(true) == nil {
 			return t, nil
 		}
 		select {

@@ -50,6 +50,10 @@ type Config struct {
 	// checks the address again in the socket's control hook. It is never given
 	// a name.
 	Dial func(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error)
+	// Fleet takes a place for a flow to a destination among all gateways, by
+	// leases in a shared store for example; release is called at the flow's end.
+	// An error refuses the flow. Nil means that Limits of this end are all.
+	Fleet func(ctx context.Context, network string, addr netip.AddrPort) (release func(), err error)
 	// SourceAddr is the fixed source of dialled destinations (BCP 38); the zero
 	// value leaves the choice to the kernel.
 	SourceAddr netip.Addr

@@ -68,10 +68,11 @@ func (c *counter) port() string {
 // away reaches the live flow on it: not a byte is delivered a second later, the
 // destination sees a reset, and the audit says why.
 func TestLiveTunnelIsCutWithinASecond(t *testing.T) {
-	dst := newCounter(t)
-	rules := []tlsconn.Rule{loopbackRule(dst.port())}
 	leaf := func(r *rig) *x509.Certificate { return r.nodeIdentity.Leaf() }
-	var clock atomic.Int64
+	var lapse, expiry atomic.Int64 // how far the clock is ahead
+	at := func(ahead *atomic.Int64) func() time.Time {
+		return func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	}
 	for _, c := range []struct {
 		name    string
 		code    tlsconn.Code
@@ -94,21 +95,14 @@ func TestLiveTunnelIsCutWithinASecond(t *testing.T) {
 				require.NoError(t, r.gateTrust.AddCRL(r.ca.crl(7, time.Now().Add(time.Hour), leaf(r).SerialNumber)))
 			}},
 		{"CRL lapses", tlsconn.CodeExpired, tlsconn.ErrExpired, func(r *rig) {
-			clock.Store(0)
-			r.gateTrust = r.ca.trust(func(o *tlsconn.TrustOptions) {
-				o.RequireCRL = true
-				o.Clock = func() time.Time { return time.Now().Add(time.Duration(clock.Load())) }
-			})
+			r.gateTrust = r.ca.trust(func(o *tlsconn.TrustOptions) { o.RequireCRL, o.Clock = true, at(&lapse) })
 			require.NoError(t, r.gateTrust.AddCRL(r.ca.crl(1, time.Now().Add(10*time.Minute))))
 			r.gatewayC.Trust = r.gateTrust
-		}, func(r *rig) { clock.Store(int64(11 * time.Minute)) }},
+		}, func(r *rig) { lapse.Store(int64(11 * time.Minute)) }},
 		{"certificate expires", tlsconn.CodeExpired, tlsconn.ErrExpired, func(r *rig) {
-			clock.Store(0)
-			r.gateTrust = r.ca.trust(func(o *tlsconn.TrustOptions) {
-				o.Clock = func() time.Time { return time.Now().Add(time.Duration(clock.Load())) }
-			})
+			r.gateTrust = r.ca.trust(func(o *tlsconn.TrustOptions) { o.Clock = at(&expiry) })
 			r.gatewayC.Trust = r.gateTrust
-		}, func(r *rig) { clock.Store(int64(61 * time.Minute)) }},
+		}, func(r *rig) { expiry.Store(int64(61 * time.Minute)) }},
 		{"root leaves", tlsconn.CodeUntrusted, tlsconn.ErrUntrusted, nil,
 			func(r *rig) { require.NoError(t, r.gateTrust.SetRoots([]*x509.Certificate{newCA(t, "new").cert})) }},
 		{"policy at the gateway", tlsconn.CodeDenied, tlsconn.ErrDenied, nil,
@@ -119,6 +113,9 @@ func TestLiveTunnelIsCutWithinASecond(t *testing.T) {
 			func(r *rig) { require.Equal(t, 1, r.gateway.Cut(id(t, nodeName), "PCR 7 changed")) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			dst := newCounter(t)
+			rules := []tlsconn.Rule{loopbackRule(dst.port())}
 			opts := []func(*rig){func(r *rig) {
 				if c.prepare != nil {
 					c.prepare(r)

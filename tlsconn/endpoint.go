@@ -22,6 +22,7 @@ type endpoint struct {
 	attest attestFunc // the node's hook
 	verify verifyFunc // the gateway's hook
 	caps   capTable
+	fleet  fleetTable
 	own    []netip.AddrPort // listen addresses, never a destination
 	ctx    context.Context  // ends with the endpoint
 	stop   context.CancelCauseFunc
@@ -38,7 +39,7 @@ func newEndpoint(cfg Config, side Side) (*endpoint, error) {
 		return nil, err
 	}
 	e := &endpoint{cfg: cfg, side: side, tunnels: map[*tunnel]struct{}{}, services: map[string]*serviceListener{}}
-	e.caps.l = cfg.Limits
+	e.caps.l, e.fleet.l = cfg.Limits, cfg.Limits
 	e.ctx, e.stop = context.WithCancelCause(context.Background())
 	e.tasks.Go(e.watch)
 	return e, nil
@@ -215,6 +216,9 @@ func (l *serviceListener) give(c *flowConn) error {
 func (l *serviceListener) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.conns:
+		if c.f.target.proto == UDP {
+			return &packetConn{flowConn: c}, nil
+		}
 		return c, nil
 	case <-l.done:
 	case <-l.e.ctx.Done():

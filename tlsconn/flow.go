@@ -65,7 +65,7 @@ func newFlowID() string {
 // It is entered before the policy is asked, so that no change is missed.
 func (f *flow) admit() error {
 	t := f.t
-	if err := t.admits(); err != nil {
+	if err := t.admits(f.opener); err != nil {
 		return err
 	}
 	t.mu.Lock()
@@ -89,8 +89,32 @@ func (f *flow) admit() error {
 		f.forget()
 		return &RefusedError{Code: CodeLimit, Side: t.e.side, Peer: t.peer.ID, Target: f.target.String(), Rule: d.Rule, Err: err}
 	}
-	f.release = append(f.release, release)
+	f.addRelease(release)
 	return nil
+}
+
+// addRelease notes a place to give back at the flow's end, or gives it back when
+// that has come.
+func (f *flow) addRelease(release func()) {
+	f.mu.Lock()
+	if !f.ended {
+		f.release = append(f.release, release)
+		release = nil
+	}
+	f.mu.Unlock()
+	if release != nil {
+		release()
+	}
+}
+
+func (f *flow) releaseAll() {
+	f.mu.Lock()
+	list := f.release
+	f.release = nil
+	f.mu.Unlock()
+	for _, r := range list {
+		r()
+	}
 }
 
 // decide asks the policy in force, after change added what is known by now.
@@ -137,9 +161,7 @@ func (f *flow) forget() {
 	delete(f.t.flows, f.id)
 	delete(f.t.ended, f.id)
 	f.t.mu.Unlock()
-	for _, r := range f.release {
-		r()
-	}
+	f.releaseAll()
 }
 
 // refused audits a flow that was not let through.
@@ -219,9 +241,7 @@ func (f *flow) end(code Code, rule string, cause error) {
 		t.pending[f.id] = p
 	}
 	t.mu.Unlock()
-	for _, rel := range f.release {
-		rel()
-	}
+	f.releaseAll()
 	switch {
 	case known:
 		p.emit(&far2)
@@ -330,23 +350,34 @@ func (f *flow) aged(now time.Time, l Limits) {
 
 // open opens a flow to the far end. It returns when the far end's policy has
 // admitted it and its destination is reached.
-func (t *tunnel) open(ctx context.Context, tg target) (*flowConn, error) {
+func (t *tunnel) open(ctx context.Context, tg target) (net.Conn, error) {
 	dir := ToCloud
 	if t.e.side == AtGateway {
 		dir = ToNode
 	}
 	f := t.newFlow(newFlowID(), dir, tg, true)
 	if err := f.admit(); err != nil {
-		f.refused(err)
+		if !errors.Is(err, ErrDraining) {
+			f.refused(err)
+		}
 		return nil, err
 	}
 	s, err := t.openStream(ctx, f)
 	if err != nil {
 		f.forget()
-		f.refused(err)
+		if !errors.Is(err, ErrDraining) {
+			f.refused(err)
+		}
 		return nil, err
 	}
-	return newFlowConn(f, s), nil
+	c := newFlowConn(f, s)
+	if tg.proto == UDP {
+		return &packetConn{flowConn: c}, nil
+	}
+	if f.inspects() {
+		c.inspection = &inspection{f: f}
+	}
+	return c, nil
 }
 
 func (t *tunnel) openStream(ctx context.Context, f *flow) (mux.Stream, error) {
@@ -480,7 +511,17 @@ func (t *tunnel) deliver(f *flow, s mux.Stream) error {
 		}
 		return svc.give(newFlowConn(f, s))
 	}
-	far, err := t.e.reach(f)
+	addrs, err := t.e.resolve(f)
+	if err != nil {
+		return err
+	}
+	if f.inspects() {
+		return t.deliverInspected(f, s, addrs)
+	}
+	if f.decision().Inspect {
+		return t.e.refuse(f, CodeDenied, "rules on content apply to TCP only", nil)
+	}
+	far, err := t.e.dial(f, addrs)
 	if err != nil {
 		return err
 	}
@@ -491,59 +532,101 @@ func (t *tunnel) deliver(f *flow, s mux.Stream) error {
 		abortConn(far)
 		return err
 	}
+	if f.target.proto == UDP {
+		relayPackets(&packetConn{flowConn: newFlowConn(f, s)}, far)
+		return nil
+	}
 	_, _, _ = Relay(t.e.ctx, newFlowConn(f, s), far)
 	return nil
 }
 
-// reach resolves once, has every answer pass the policy, and dials a literal.
-func (e *endpoint) reach(f *flow) (net.Conn, error) {
+// deliverInspected answers the opener first, so that it sends, and dials only
+// when its first bytes have passed.
+func (t *tunnel) deliverInspected(f *flow, s mux.Stream, addrs []netip.Addr) error {
+	if err := writeFrame(s, replyFrame{Version: wireVersion}); err != nil {
+		return t.flowError(err)
+	}
+	c := newFlowConn(f, s)
+	head, err := c.readHead()
+	var far net.Conn
+	if err == nil {
+		far, err = t.e.dial(f, addrs)
+	}
+	if err == nil {
+		if err = f.attach(nil, far); err == nil {
+			_, err = far.Write(head)
+		}
+		if err != nil {
+			abortConn(far)
+		}
+	}
+	if err != nil {
+		var re *RefusedError
+		rule := ""
+		if errors.As(err, &re) {
+			rule = re.Rule
+		}
+		f.reset(codeOf(err), rule, err)
+		return nil
+	}
+	_, _, _ = Relay(t.e.ctx, c, far)
+	return nil
+}
+
+func (e *endpoint) refuse(f *flow, code Code, why string, err error) error {
+	return &RefusedError{Code: code, Side: e.side, Peer: f.t.peer.ID, Target: f.target.String(), Rule: f.decision().Rule, Reason: why, Err: err}
+}
+
+// resolve resolves once and has every answer pass the policy: one bad answer
+// refuses them all.
+func (e *endpoint) resolve(f *flow) ([]netip.Addr, error) {
 	ctx, cancel := f.t.context(dialTimeout)
 	defer cancel()
-	refuse := func(code Code, why string, err error) (net.Conn, error) {
-		return nil, &RefusedError{Code: code, Side: e.side, Peer: f.t.peer.ID, Target: f.target.String(), Rule: f.decision().Rule, Reason: why, Err: err}
-	}
 	addrs := []netip.Addr{f.target.addr}
 	if !f.target.addr.IsValid() {
-		var err error
 		// The final dot keeps search domains out of it.
-		if addrs, err = e.cfg.Resolver.LookupNetIP(ctx, "ip", f.target.host+"."); err != nil || len(addrs) == 0 {
+		found, err := e.cfg.Resolver.LookupNetIP(ctx, "ip", f.target.host+".")
+		if err != nil || len(found) == 0 {
 			e.cfg.Logger.Info("resolve", "event", "resolve_failed", "host", f.target.host, "error", err)
-			return refuse(CodeUnreachable, "the name does not resolve", nil)
+			return nil, e.refuse(f, CodeUnreachable, "the name does not resolve", nil)
+		}
+		addrs = addrs[:0]
+		for _, a := range found {
+			addrs = append(addrs, a.Unmap())
 		}
 	}
 	for _, a := range addrs {
-		a = a.Unmap()
-		if f.target.addr.IsValid() {
-			a = f.target.addr
-		}
 		if err := f.decide(func(q *Flow) { q.Addr = a }); err != nil {
 			return nil, err
 		}
 		if e.isOwn(netip.AddrPortFrom(a, f.target.port)) {
-			return refuse(CodeDenied, "the destination is this gateway itself", nil)
+			return nil, e.refuse(f, CodeDenied, "the destination is this gateway itself", nil)
 		}
 	}
-	if f.decision().Inspect {
-		return refuse(CodeDenied, "the rule asks for inspection, which this flow does not get", nil)
-	}
+	return addrs, nil
+}
+
+// dial dials the literals that resolve let pass, until one answers.
+func (e *endpoint) dial(f *flow, addrs []netip.Addr) (net.Conn, error) {
+	ctx, cancel := f.t.context(dialTimeout)
+	defer cancel()
 	var last error
 	for _, a := range addrs[:min(len(addrs), maxDialAttempts)] {
-		if f.target.addr.IsValid() {
-			a = f.target.addr
-		} else {
-			a = a.Unmap()
-		}
 		if err := f.decide(func(q *Flow) { q.Addr = a }); err != nil {
 			return nil, err
 		}
-		c, err := e.cfg.Dial(ctx, f.target.proto, netip.AddrPortFrom(a, f.target.port))
+		dst := netip.AddrPortFrom(a, f.target.port)
+		if err := e.takeFleet(ctx, f, dst); err != nil {
+			return nil, err
+		}
+		c, err := e.cfg.Dial(ctx, f.target.proto, dst)
 		if err == nil {
 			return c, nil
 		}
 		last = err
 	}
 	e.cfg.Logger.Info("dial", "event", "dial_failed", "target", f.target.String(), "error", last)
-	return refuse(CodeUnreachable, "the destination does not answer", nil)
+	return nil, e.refuse(f, CodeUnreachable, "the destination does not answer", nil)
 }
 
 // maxDialAttempts is how many of a name's addresses are tried.

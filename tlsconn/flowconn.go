@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,9 @@ type flowConn struct {
 	closed atomic.Bool
 	eof    atomic.Bool // the far end's clean end was read
 	fin    atomic.Bool // ours was sent
+
+	imu        sync.Mutex
+	inspection *inspection // at the opener, until its first bytes have passed
 }
 
 func newFlowConn(f *flow, s mux.Stream) *flowConn {
@@ -56,6 +60,34 @@ func (c *flowConn) took(n int, err error) (int, error) {
 }
 
 func (c *flowConn) Write(b []byte) (int, error) {
+	c.imu.Lock()
+	defer c.imu.Unlock()
+	if c.inspection != nil {
+		if err := c.inspect(b, false); err != nil {
+			return 0, err
+		}
+		return len(b), nil
+	}
+	return c.write(b)
+}
+
+// inspect holds first bytes back until this end's policy has seen enough.
+func (c *flowConn) inspect(b []byte, final bool) error {
+	done, err := c.inspection.see(b, final)
+	if err != nil {
+		c.f.reset(CodeDenied, c.f.decision().Rule, err)
+		return err
+	}
+	if !done {
+		return nil
+	}
+	head := c.inspection.head
+	c.inspection = nil
+	_, err = c.write(head)
+	return err
+}
+
+func (c *flowConn) write(b []byte) (int, error) {
 	total := 0
 	for len(b) > 0 {
 		chunk := b[:min(len(b), relayBuffer)]
@@ -125,6 +157,13 @@ func (c *flowConn) CloseWrite() error {
 	c.f.mu.Lock()
 	why := c.f.why
 	c.f.mu.Unlock()
+	c.imu.Lock()
+	defer c.imu.Unlock()
+	if c.inspection != nil {
+		if err := c.inspect(nil, true); err != nil {
+			return err
+		}
+	}
 	if why != CodeOK {
 		// The reset is on its way; a clean end must not overtake it.
 		return &RefusedError{Code: why, Side: c.f.t.e.side, Peer: c.f.t.peer.ID, Reason: "flow was reset"}

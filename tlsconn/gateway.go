@@ -128,7 +128,6 @@ func (g *Gateway) serve(ctx context.Context, c net.Conn) {
 		t.cut(codeOf(err), err.Error(), err)
 		return
 	}
-	g.e.event(TunnelEvent{Type: "up", Peer: t.peer.ID, Remote: t.remote(), Reason: t.peer.KeyExchange.String()})
 	if t.needs {
 		t.mu.Lock()
 		t.asked = time.Now()
@@ -136,6 +135,7 @@ func (g *Gateway) serve(ctx context.Context, c net.Conn) {
 	} else {
 		t.markReady(time.Time{})
 	}
+	g.e.event(TunnelEvent{Type: "up", Peer: t.peer.ID, Remote: t.remote(), Reason: t.peer.KeyExchange.String()})
 	stop := context.AfterFunc(ctx, func() { t.cut(CodeClosed, "the gateway stops", nil) })
 	defer stop()
 	t.run(ctl)
@@ -191,7 +191,7 @@ func (g *Gateway) DialContext(ctx context.Context, node ID, network, address str
 		return nil, fmt.Errorf("tlsconn: %w", err)
 	}
 	for _, t := range g.e.snapshot() {
-		if t.peer.ID == node && t.admits() == nil {
+		if t.peer.ID == node && t.admits(true) == nil {
 			c, err := t.open(ctx, tg)
 			if err != nil {
 				return nil, err
@@ -207,6 +207,11 @@ func (g *Gateway) DialContext(ctx context.Context, node ID, network, address str
 func (g *Gateway) Shutdown(ctx context.Context) error {
 	g.e.each(func(t *tunnel) { t.drain() })
 	err := g.e.drained(ctx)
+	if err == nil {
+		var wg sync.WaitGroup
+		g.e.each(func(t *tunnel) { wg.Go(func() { t.leave("the gateway has drained") }) })
+		wg.Wait()
+	}
 	g.e.close(CodeDraining, "the gateway has drained")
 	return err
 }
@@ -231,18 +236,17 @@ func (e *endpoint) drained(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		n := 0
-		e.eachFlow(func(*flow) { n++ })
 		e.each(func(t *tunnel) {
-			t.mu.Lock()
-			n += len(t.pending)
-			t.mu.Unlock()
+			if !t.idle() {
+				n++
+			}
 		})
 		if n == 0 {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("tlsconn: drain: %d flows still live: %w", n, context.Cause(ctx))
+			return fmt.Errorf("tlsconn: drain: %d tunnels still have flows: %w", n, context.Cause(ctx))
 		case <-tick.C:
 		}
 	}

@@ -32,6 +32,11 @@ type Limits struct {
 	BytesPerSecond int64 // both ways together; 128 MiB
 	BytesPerDay    int64 // both ways together, per UTC day; 100 GiB
 	Destinations   int   // distinct destinations within ten minutes (scans); 64
+
+	// Caps per dialled destination (address and port), over all nodes together,
+	// so that a captured fleet is no weapon. Both may be Unlimited.
+	FlowsPerDestination int // at once; 1024
+	RatePerDestination  int // new flows a second; 200, in bursts of twice as many
 }
 
 func (l Limits) complete() (Limits, error) {
@@ -50,6 +55,8 @@ func (l Limits) complete() (Limits, error) {
 	def(&l.BytesPerSecond, 128<<20)
 	def(&l.BytesPerDay, 100<<30)
 	def(&l.Destinations, 64)
+	def(&l.FlowsPerDestination, 1024)
+	def(&l.RatePerDestination, 200)
 	if l.HandshakeTimeout < 0 || l.MaxHandshakes < 0 || l.MaxTunnels < 0 || l.MaxStreams < 0 || l.OpenTimeout < 0 || l.AttestTimeout < 0 || l.IdleTimeout < 0 || l.MaxFlowAge < 0 {
 		return l, fmt.Errorf("tlsconn: limits: only HandshakesPerIP and the caps per node may be Unlimited")
 	}

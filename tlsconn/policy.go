@@ -62,9 +62,12 @@ type Rule struct {
 	// to. Private networks need one; loopback, link-local, metadata and other
 	// special addresses need a /32 or /128 that names exactly them.
 	CIDRs []netip.Prefix `json:"cidrs,omitempty"`
-	// Ports are single ports or ranges, "443" or "8000-8010".
+	// Ports are single ports or ranges, "443" or "8000-8010". UDP ports that
+	// amplify (53, 123, 1900 and the like) must be named singly.
 	Ports []string `json:"ports,omitempty"`
-	// SNI, ALPN and HTTPHosts must match what the flow's first bytes say.
+	// SNI, ALPN and HTTPHosts must match what the flow's first bytes say: the
+	// ClientHello (one that hides its name by ECH has none), or the first
+	// HTTP/1 request. A server that speaks first cannot be reached so.
 	SNI       []string `json:"sni,omitempty"`
 	ALPN      []string `json:"alpn,omitempty"`
 	HTTPHosts []string `json:"http_hosts,omitempty"`
@@ -183,7 +186,8 @@ func (r *compiledRule) match(f Flow, allow bool) bool {
 	if f.Service != "" {
 		return slices.Contains(r.Services, f.Service) && r.matchContent(f)
 	}
-	if !slices.ContainsFunc(r.ports, func(p portRange) bool { return f.Port >= p.lo && f.Port <= p.hi }) {
+	single := allow && f.Proto == UDP && slices.Contains(amplifiers, f.Port)
+	if !slices.ContainsFunc(r.ports, func(p portRange) bool { return f.Port >= p.lo && f.Port <= p.hi && (!single || p.lo == p.hi) }) {
 		return false
 	}
 	lit, err := netip.ParseAddr(f.Host)

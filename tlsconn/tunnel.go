@@ -108,8 +108,8 @@ func (t *tunnel) Peer() Peer {
 	return p
 }
 
-// admits reports whether flows may pass now.
-func (t *tunnel) admits() error {
+// admits reports whether a flow may pass now, opened by this end or by the other.
+func (t *tunnel) admits(opener bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
@@ -117,7 +117,7 @@ func (t *tunnel) admits() error {
 		return t.err
 	case !t.isReady:
 		return ErrNotAttested
-	case t.draining:
+	case t.draining || opener && t.farDrains:
 		return ErrDraining
 	case t.enforces() && !t.e.now().Before(t.until):
 		return fmt.Errorf("%w since %s", ErrNotAttested, t.until.UTC().Format(time.RFC3339))
@@ -191,6 +191,26 @@ func (t *tunnel) cutFrom(side Side, code Code, reason string, cause error) {
 		typ = "down"
 	}
 	t.e.event(TunnelEvent{Type: typ, Peer: t.peer.ID, Remote: t.remote(), Code: code, Reason: reason})
+}
+
+// leave ends a tunnel that has no flows any more: the far end is told after the
+// counts of the last flow, and closes.
+func (t *tunnel) leave(reason string) {
+	t.send(controlFrame{Type: ctlBye, Reason: reason})
+	timer := time.NewTimer(confirmTimeout)
+	defer timer.Stop()
+	select {
+	case <-t.done:
+	case <-timer.C:
+		t.cut(CodeDraining, reason, nil)
+	}
+}
+
+// idle reports whether no flow is live or waits for its counts.
+func (t *tunnel) idle() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.flows)+len(t.pending) == 0
 }
 
 // failure returns why the tunnel ended, or nil.
@@ -288,12 +308,14 @@ func (t *tunnel) control(f controlFrame) error {
 	case f.Type == ctlDrain:
 		t.mu.Lock()
 		first := !t.farDrains
-		t.draining, t.farDrains = true, true
+		t.farDrains = true
 		t.mu.Unlock()
 		if first {
 			t.e.event(TunnelEvent{Type: "drain", Peer: t.peer.ID, Remote: t.remote(), Reason: "asked by the far end"})
 			close(t.drainCh)
 		}
+	case f.Type == ctlBye:
+		t.cutFrom(other(t.e.side), CodeDraining, "the far end left: "+clip(f.Reason), nil)
 	default:
 		return fmt.Errorf("%w: control frame %.20q", ErrProtocol, f.Type)
 	}

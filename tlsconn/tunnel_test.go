@@ -176,6 +176,8 @@ func TestCloudReachesNodeOnlyByTheNodesOwnPolicy(t *testing.T) {
 	})))
 	require.NoError(t, r.client.Handle("shell", http.NotFoundHandler()))
 	r.up()
+	r.gate.hasEvent(t, "up", tlsconn.CodeOK)
+	require.Eventually(t, func() bool { return len(r.gateway.Peers()) == 1 }, waitTime, tickTime)
 	tr := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 		return r.gateway.DialContext(ctx, id(t, nodeName), network, addr)
 	}}

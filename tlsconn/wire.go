@@ -48,7 +48,7 @@ const (
 	ctlAttested = "attested" // gateway: until when
 	ctlEnd      = "end"      // both: a flow's byte counts
 	ctlDrain    = "drain"    // both: open no more flows here
-	ctlBye      = "bye"      // both: why the tunnel is cut
+	ctlBye      = "bye"      // both: no flow is left, close
 )
 
 type controlFrame struct {
