@@ -1,0 +1,255 @@
+package testvm
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/trusttree/trusttree/internal/testenv"
+)
+
+// Image says what the machine boots.
+type Image struct {
+	Cmdline string // added to the kernel command line
+	Sign    string // "" or "db": by the enrolled key; "attacker"; "none"
+	Tamper  bool   // changed after it was signed
+}
+
+// VM is a machine that is switched off.
+type VM struct {
+	dir    string
+	cache  string
+	kernel *kernel
+	keys   map[string]*key
+	banks  string
+}
+
+// Result is what a boot brought back.
+type Result struct {
+	Files   map[string][]byte // as in the corpus: binary_bios_measurements, pcrs.txt, quote_sha256.tpms_attest, …
+	Console []byte
+	Wall    time.Duration
+}
+
+// ErrNoResult says that PID 1 did not report success: the firmware refused the
+// image, the kernel did not start, or a task failed.
+var ErrNoResult = errors.New("testvm: boot ended without a result")
+
+const resultFile = "result.txt"
+
+// Tools are the programs that a VM needs, with their Debian packages.
+var tools = [][2]string{{"qemu-system-x86_64", "qemu-system-x86"}, {"swtpm", "swtpm"}, {"swtpm_setup", "swtpm-tools"}, {"sbsign", "sbsigntool"},
+	{"mcopy", "mtools"}, {"mkfs.vfat", "dosfstools"}, {"sgdisk", "gdisk"}, {"mkfs.ext4", "e2fsprogs"}, {"objcopy", "binutils"}, {"busybox", "busybox-static"}, {"dpkg-deb", "dpkg"}}
+
+var buildOnce sync.Mutex // one go build of PID 1 at a time
+
+// New makes a machine with a new TPM and new Secure Boot keys, the latter
+// enrolled. secureBoot is "on", "off" or "setup" (no keys). It skips the test
+// (fails it under CI) when something that it needs is missing.
+func New(tb testing.TB, secureBoot string) *VM {
+	tb.Helper()
+	for _, t := range tools {
+		testenv.Tool(tb, t[0], t[1])
+	}
+	for file, pkg := range map[string]string{stub: "systemd-boot-efi", ovmfCode: "ovmf"} {
+		if _, err := os.Stat(file); err != nil {
+			testenv.Missing(tb, file+" (apt-get install "+pkg+")")
+		}
+	}
+	ctx := tb.Context()
+	base, err := os.UserCacheDir()
+	must(tb, err)
+	v := &VM{dir: tb.TempDir(), cache: filepath.Join(base, "trusttree-testvm"), banks: "sha256"}
+	must(tb, os.MkdirAll(v.cache, 0o755))
+	if v.kernel, err = findKernel(ctx, v.cache); err != nil {
+		testenv.Missing(tb, err.Error())
+	}
+	must(tb, v.buildInit(ctx))
+	v.keys, err = makeKeys(v.dir)
+	must(tb, err)
+	must(tb, v.firmware(secureBoot))
+	must(tb, os.Mkdir(filepath.Join(v.dir, "tpm"), 0o700))
+	must(tb, run(ctx, v.dir, "swtpm_setup", "--tpm2", "--tpmstate", filepath.Join(v.dir, "tpm"), "--pcr-banks", v.banks, "--overwrite"))
+	return v
+}
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Certificate returns an enrolled certificate (DER): "PK", "KEK" or "db".
+func (v *VM) Certificate(name string) []byte { return v.keys[name].der }
+
+const (
+	ovmfCode = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
+	ovmfVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+)
+
+func (v *VM) firmware(secureBoot string) error {
+	fd, err := os.ReadFile(ovmfVars)
+	if err != nil {
+		return err
+	}
+	switch secureBoot {
+	case "on", "off":
+		fd = enrol(fd, v.keys, secureBoot == "on")
+	case "setup":
+	default:
+		return fmt.Errorf("testvm: Secure Boot %q", secureBoot)
+	}
+	return os.WriteFile(filepath.Join(v.dir, "vars.fd"), fd, 0o600)
+}
+
+func (v *VM) buildInit(ctx context.Context) error {
+	buildOnce.Lock()
+	defer buildOnce.Unlock()
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", filepath.Join(v.cache, "init"), "./internal/testvm/init")
+	cmd.Dir = testenv.Repo()
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("testvm: build PID 1: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// Boot makes the image, boots it, and waits for the machine to switch itself
+// off. task holds files for PID 1; see package init. On failure the error wraps
+// ErrNoResult, and the Result has the console.
+func (v *VM) Boot(ctx context.Context, im Image, task map[string][]byte) (*Result, error) {
+	uki, err := v.UKI(ctx, im)
+	if err != nil {
+		return nil, err
+	}
+	return v.BootUKI(ctx, uki, task)
+}
+
+// BootUKI is Boot for an image that UKI made.
+func (v *VM) BootUKI(ctx context.Context, uki []byte, task map[string][]byte) (*Result, error) {
+	if err := v.disk(ctx, uki); err != nil {
+		return nil, err
+	}
+	nonce := make([]byte, 32)
+	rand.Read(nonce)
+	in := map[string][]byte{"nonce.bin": nonce}
+	for k, b := range task {
+		in[k] = b
+	}
+	if err := writeTar(filepath.Join(v.dir, "in.img"), in); err != nil {
+		return nil, err
+	}
+	out := filepath.Join(v.dir, "out.img")
+	if err := os.WriteFile(out, make([]byte, 16<<20), 0o600); err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	console, err := v.qemu(ctx)
+	r := &Result{Console: console, Wall: time.Since(start)}
+	if err != nil {
+		return r, fmt.Errorf("%w: %w", ErrNoResult, err)
+	}
+	if r.Files, err = readTar(out); err != nil {
+		return r, fmt.Errorf("%w: %w", ErrNoResult, err)
+	}
+	if want := "ok " + hex.EncodeToString(nonce) + "\n"; string(r.Files[resultFile]) != want {
+		return r, fmt.Errorf("%w: PID 1 says %q", ErrNoResult, r.Files[resultFile])
+	}
+	return r, nil
+}
+
+// qemu runs the machine once.
+func (v *VM) qemu(ctx context.Context) (console []byte, err error) {
+	p := func(n string) string { return filepath.Join(v.dir, n) }
+	sock := p("tpm.sock")
+	_ = os.Remove(sock)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	tpm := exec.CommandContext(ctx, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+p("tpm"), "--ctrl", "type=unixio,path="+sock, "--flags", "startup-clear")
+	if err := tpm.Start(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		cancel()
+		_ = tpm.Wait()
+	}()
+	for range 100 {
+		if _, err := os.Stat(sock); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	drive := func(id, file string) []string {
+		return []string{"-drive", "if=none,id=" + id + ",format=raw,file=" + p(file), "-device", "nvme,drive=" + id + ",serial=" + id + map[bool]string{true: ",bootindex=1"}[id == "boot"]}
+	}
+	args := []string{"-machine", "q35,smm=on", "-accel", "tcg", "-cpu", "max", "-m", "512", "-smp", "1", "-display", "none", "-monitor", "none",
+		"-serial", "file:" + p("console.log"), "-no-reboot", "-no-user-config", "-nodefaults", "-global", "driver=cfi.pflash01,property=secure,value=on",
+		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + ovmfCode, "-drive", "if=pflash,format=raw,unit=1,file=" + p("vars.fd"),
+		"-chardev", "socket,id=chrtpm,path=" + sock, "-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device", "tpm-crb,tpmdev=tpm0",
+		"-netdev", "user,id=net0,restrict=on", "-device", "virtio-net-pci,netdev=net0,romfile="}
+	args = append(args, drive("boot", "disk.img")...)
+	args = append(args, drive("out", "out.img")...)
+	args = append(args, drive("in", "in.img")...)
+	machine := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	var stderr bytes.Buffer
+	machine.Stderr = &stderr
+	err = machine.Run()
+	console, _ = os.ReadFile(p("console.log"))
+	if err != nil {
+		return console, fmt.Errorf("qemu: %w: %s", err, stderr.Bytes())
+	}
+	return console, nil
+}
+
+func writeTar(name string, files map[string][]byte) error {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for n, data := range files {
+		if err := w.WriteHeader(&tar.Header{Name: n, Mode: 0o600, Size: int64(len(data))}); err != nil {
+			return err
+		}
+		if _, err := w.Write(data); err != nil {
+			return err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	for b.Len()%(1<<20) != 0 {
+		b.WriteByte(0)
+	}
+	return os.WriteFile(name, b.Bytes(), 0o600)
+}
+
+func readTar(name string) (map[string][]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	files := make(map[string][]byte)
+	for r := tar.NewReader(f); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return files, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if files[h.Name], err = io.ReadAll(io.LimitReader(r, 16<<20)); err != nil {
+			return nil, err
+		}
+	}
+}
