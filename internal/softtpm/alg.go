@@ -97,6 +97,16 @@ const (
 	stAuthSigned     uint16 = 0x8025
 )
 
+// knownTag says whether a structure tag is one of part 2, section 6.9.
+func knownTag(tag uint16) bool {
+	switch {
+	case tag == 0x00C4, tag >= 0x8000 && tag <= stSessions, tag >= stAttestNV && tag <= stAttestCreation, tag == stAttestNVDigest,
+		tag >= stCreation && tag <= stAuthSigned, tag == 0x8029:
+		return true
+	}
+	return false
+}
+
 // banks are the PCR banks and hashes, in the order in which they are listed.
 var banks = [...]uint16{algSHA1, algSHA256, algSHA384, algSHA512}
 

@@ -180,14 +180,11 @@ func nvCertify(t *TPM, c *call) rc {
 		b.b2(digest(alg, n.data))
 		return t.attest(c, o, s, stAttestNVDigest, extra, b.b).param(2)
 	}
-	if size > maxNVBuffer {
-		return rcValue.param(3)
-	}
-	if offset > n.size {
-		return rcValue.param(4)
-	}
 	if offset+size > n.size {
 		return rcNVRange
+	}
+	if size > maxNVBuffer {
+		return rcValue.param(3)
 	}
 	b.u16(uint16(offset))
 	b.b2(n.data[offset : offset+size])

@@ -3,6 +3,7 @@ package softtpm
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 )
 
 // Limits of structures, as TPM_PT values report them.
@@ -15,7 +16,7 @@ const (
 	maxSensitive = 256  // bytes of sensitive data of a sealed object (part 2, MAX_SYM_DATA 128; libtpms takes 256)
 	maxSymData   = 128
 	maxNonce     = maxDigest
-	maxRSABytes  = 512 // 4096 bits
+	maxRSABytes  = 384 // 3072 bits
 	maxECCBytes  = 66  // P-521
 	maxPrivate   = 2048
 	maxPCRSels   = 16
@@ -195,15 +196,15 @@ type ticket struct {
 	digest []byte
 }
 
-// ticket reads a ticket of the given tag.
+// ticket reads a ticket of one of the given tags.
 func (r *reader) ticket(tag ...uint16) (t ticket) {
 	t.tag = r.u16()
-	ok := false
-	for _, want := range tag {
-		ok = ok || t.tag == want
-	}
-	if r.err == 0 && !ok {
-		r.fail(rcTag)
+	if r.err == 0 && !slices.Contains(tag, t.tag) {
+		if knownTag(t.tag) {
+			r.fail(rcTag)
+		} else {
+			r.fail(rcValue)
+		}
 	}
 	t.hier = r.u32()
 	switch t.hier {

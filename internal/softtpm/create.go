@@ -40,6 +40,7 @@ func checkTemplate(p *public, parent *object, dataSize int) rc {
 		if origin && p.attrs&(attrSign|attrDecrypt) == 0 {
 			return rcAttributes
 		}
+		fallthrough
 	case algSymCipher:
 		if p.is(attrRestricted) && !origin && p.attrs&(attrFixedParent|attrFixedTPM) != 0 {
 			return rcAttributes
@@ -120,9 +121,6 @@ func checkScheme(p *public, parent *object) rc {
 		}
 		if p.typ == algECC && p.kdf.alg != algNull {
 			return rcKDF
-		}
-		if storage && p.sym.mode != algCFB {
-			return rcSymmetric
 		}
 	}
 	if parent != nil && p.parent() && p.is(attrFixedParent) {

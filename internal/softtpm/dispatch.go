@@ -129,14 +129,14 @@ func (t *TPM) handles(c *call) rc {
 	}
 	lent := map[uint32]bool{}
 	for i, h := range c.h {
-		if e := t.present(h, i); e != 0 {
-			return e.handle(i + 1)
-		}
 		if handleType(h) == htPersistent && !lent[h] {
 			if len(t.objs)+len(lent) >= maxObjects {
 				return rcObjectMemory
 			}
 			lent[h] = true
+		}
+		if e := t.present(h, i); e != 0 {
+			return e.handle(i + 1)
 		}
 	}
 	t.borrowed = len(lent)

@@ -71,9 +71,18 @@ func (o *object) hmacKeyed(want uint16) ([]byte, uint16, rc) {
 	return o.sens.bits, own, 0
 }
 
+// macScheme reads the TPMI_ALG_MAC_SCHEME+ that TPM2_HMAC and TPM2_MAC share.
+func (r *reader) macScheme() uint16 {
+	a := r.u16()
+	if r.err == 0 && hashOf(a) == 0 && a != algNull {
+		r.fail(rcSymmetric)
+	}
+	return a
+}
+
 func hmacCommand(t *TPM, c *call) rc {
 	data := c.p.next().b2(maxBuffer)
-	alg := c.p.next().hash(true)
+	alg := c.p.next().macScheme()
 	if e := c.end(); e != 0 {
 		return e
 	}
@@ -93,7 +102,7 @@ func (t *TPM) startSequence(c *call, s *sequence) rc {
 
 func hmacStart(t *TPM, c *call) rc {
 	auth := trim(c.p.next().b2(maxDigest))
-	alg := c.p.next().hash(true)
+	alg := c.p.next().macScheme()
 	if e := c.end(); e != 0 {
 		return e
 	}

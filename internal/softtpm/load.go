@@ -73,15 +73,8 @@ func loadExternal(t *TPM, c *call) rc {
 	if len(pub.policy) != 0 && len(pub.policy) != hashSize(pub.nameAlg) {
 		return rcSize.param(2)
 	}
-	switch pub.typ {
-	case algECC:
-		if _, err := curveOf(pub.curve).public(pub.x, pub.y); err != nil {
-			return rcECCPoint.param(2)
-		}
-	case algRSA:
-		if _, ok := pub.rsaPublic(); !ok {
-			return rcValue.param(2)
-		}
+	if e := checkExternal(pub, sens); e != 0 {
+		return e.param(2)
 	}
 	o := &object{pub: pub, sens: sens, hier: hier, external: true, stClear: pub.is(attrSTClear)}
 	o.setNames(be32(hier))
@@ -93,6 +86,33 @@ func loadExternal(t *TPM, c *call) rc {
 		return e
 	}
 	c.out.b2(o.name)
+	return 0
+}
+
+// checkExternal checks a public area that comes from outside.
+func checkExternal(p *public, sens *sensitive) rc {
+	if sens != nil && p.nameAlg != algNull {
+		if e := checkAttributes(p, nil); e != 0 {
+			return e
+		}
+	}
+	if e := checkScheme(p, nil); e != 0 || p.nameAlg == algNull {
+		return e
+	}
+	switch p.typ {
+	case algECC:
+		c := curveOf(p.curve)
+		if len(p.x) != c.size || len(p.y) != c.size {
+			return rcKey
+		}
+		if _, err := c.public(p.x, p.y); err != nil {
+			return rcECCPoint
+		}
+	case algRSA:
+		if _, ok := p.rsaPublic(); !ok {
+			return rcKey
+		}
+	}
 	return 0
 }
 

@@ -71,6 +71,11 @@ func (t *TPM) authFailed(h uint32) rc {
 	if t.exempt(h) {
 		return rcBadAuth
 	}
+	return t.registerFailure(h)
+}
+
+// registerFailure counts a failed try.
+func (t *TPM) registerFailure(h uint32) rc {
 	t.dirty = true
 	if h == rhLockout {
 		t.da.lockoutEnabled = false
@@ -78,11 +83,8 @@ func (t *TPM) authFailed(h uint32) rc {
 		return rcAuthFail
 	}
 	if t.da.recovery > 0 {
-		if t.da.failed == 0 {
-			t.daFailed = t.cfg.Now()
-		}
+		t.da.failed++
 	}
-	t.da.failed++
 	t.daFailed = t.cfg.Now()
 	return rcAuthFail
 }

@@ -1,6 +1,9 @@
 package softtpm
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 // Attributes of an NV index (TPMA_NV).
 const (
@@ -39,7 +42,7 @@ const (
 	ntPINPass  uint32 = 0x90
 )
 
-// nvIndex is one NV index. Its data is zero until it is written.
+// nvIndex is one NV index. What a first write leaves out holds ones.
 type nvIndex struct {
 	handle  uint32
 	nameAlg uint16
@@ -117,7 +120,7 @@ func (t *TPM) writable(auth, index uint32) rc {
 // store writes data at an offset and marks the index as written.
 func (t *TPM) store(n *nvIndex, offset int, data []byte) {
 	if n.attrs&nvWritten == 0 {
-		n.data = make([]byte, n.size)
+		n.data = bytes.Repeat([]byte{0xFF}, n.size)
 		n.attrs |= nvWritten
 	}
 	copy(n.data[offset:], data)
@@ -308,12 +311,6 @@ func nvIncrement(t *TPM, c *call) rc {
 	count := t.maxCount
 	if n.attrs&nvWritten != 0 {
 		count = binary.BigEndian.Uint64(n.data)
-	} else {
-		for _, other := range t.nv {
-			if other.typ() == ntCounter && other.attrs&nvWritten != 0 {
-				count = max(count, binary.BigEndian.Uint64(other.data))
-			}
-		}
 	}
 	t.store(n, 0, be64(count+1))
 	return 0

@@ -120,7 +120,7 @@ func (r *reader) sensitive() *sensitive {
 	case algSymCipher:
 		limit = 32
 	default:
-		r.fail(rcValue)
+		r.fail(rcType)
 	}
 	s.auth, s.seed, s.bits = trim(r.b2(maxDigest)), r.b2(maxDigest), r.b2(limit)
 	return s
@@ -146,10 +146,7 @@ func protect(alg uint16, sym symDef, seed, name, iv, data []byte) []byte {
 // unprotect is the inverse of protect.
 func unprotect(alg uint16, sym symDef, seed, name, blob []byte, withIV bool) ([]byte, rc) {
 	sum, inner, ok := lengthPrefixed(blob)
-	if !ok {
-		return nil, rcInsufficient
-	}
-	if len(sum) != hashSize(alg) {
+	if !ok || len(sum) > maxDigest {
 		return nil, rcSize
 	}
 	if !hmac.Equal(sum, mac(alg, kdfa(alg, seed, "INTEGRITY", nil, nil, hashSize(alg)*8), inner, name)) {

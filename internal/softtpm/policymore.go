@@ -27,15 +27,15 @@ func policyPassword(t *TPM, c *call) rc {
 
 func policyCommandCode(t *TPM, c *call) rc {
 	code := c.p.next().u32()
-	if c.p.err == 0 && table[code] == nil {
-		c.p.fail(rcCommandCode)
-	}
 	if e := c.end(); e != 0 {
 		return e
 	}
 	s := t.sessions[c.h[0]]
 	if s.policy.cc != 0 && s.policy.cc != code {
 		return rcValue.param(1)
+	}
+	if table[code] == nil {
+		return rcPolicyCC.param(1)
 	}
 	s.extend(ccPolicyCommandCode, be32(code))
 	s.policy.cc = code
@@ -309,7 +309,7 @@ func policyAuthorizeNV(t *TPM, c *call) rc {
 			return rcHash.handle(2)
 		}
 		if !bytes.Equal(n.data[2:2+hashSize(alg)], s.policy.digest) {
-			return rcValue.handle(2)
+			return rcValue
 		}
 	}
 	s.policy.digest = make([]byte, hashSize(s.alg))

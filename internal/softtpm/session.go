@@ -146,7 +146,7 @@ func (t *TPM) readSessions(c *call, area []byte) rc {
 		fail := func(e rc) rc { return e.sess(i + 1) }
 		u := &use{assoc: -1}
 		u.h = r.u32()
-		if r.err == 0 && u.h != rhPassword && handleType(u.h) != htHMAC && handleType(u.h) != htPolicy {
+		if r.err == 0 && u.h != rhPassword && !hkHMAC.allows(u.h) && !hkPolicy.allows(u.h) {
 			r.fail(rcValue)
 		}
 		u.nonce = r.b2(maxNonce)
@@ -168,6 +168,9 @@ func (t *TPM) readSessions(c *call, area []byte) rc {
 			continue
 		}
 		if u.s = t.sessions[u.h]; u.s == nil {
+			if t.sessions[u.h^(htHMAC^htPolicy)<<24] != nil {
+				return fail(rcHandle)
+			}
 			return rcReferenceS0 + rc(i)
 		}
 		for _, v := range c.uses[:i] {
@@ -310,7 +313,7 @@ func (t *TPM) policyAvailable(h uint32, d *command) bool {
 	switch handleType(h) {
 	case htTransient, htPersistent:
 		o := t.object(h)
-		return o.seq == nil && o.sens != nil && len(o.pub.policy) > 0
+		return o.seq == nil && o.sens != nil
 	case htNV:
 		n := t.nv[h]
 		if len(n.policy) == 0 {
@@ -342,22 +345,26 @@ func (t *TPM) policyOf(h uint32) authPolicy {
 	return t.policies[h]
 }
 
+// includesAuth says whether the authorisation value of the entity that a
+// session authorises goes into the HMAC's key.
+func (t *TPM) includesAuth(c *call, u *use) bool {
+	if u.assoc < 0 {
+		return false
+	}
+	if u.s.kind == sePolicy {
+		return u.s.policy.needAuth
+	}
+	h := c.h[u.assoc]
+	return !u.s.bound || !hmac.Equal(u.s.bind, bindTo(t.name(h), t.authValue(h)))
+}
+
 // hmacKey is the key of a session's HMAC in this command.
 func (t *TPM) hmacKey(c *call, u *use) []byte {
 	k := bytes.Clone(u.s.key)
-	if u.assoc < 0 {
-		return k
+	if t.includesAuth(c, u) {
+		k = append(k, t.authValue(c.h[u.assoc])...)
 	}
-	h := c.h[u.assoc]
-	auth := t.authValue(h)
-	if u.s.kind == sePolicy {
-		if !u.s.policy.needAuth {
-			return k
-		}
-	} else if u.s.bound && hmac.Equal(u.s.bind, bindTo(t.name(h), auth)) {
-		return k
-	}
-	return append(k, auth...)
+	return k
 }
 
 // cpHash is the digest of the command for a session's hash.
@@ -387,10 +394,23 @@ func (t *TPM) checkHMAC(c *call, u *use, i int) rc {
 	if hmac.Equal(want, u.mac) {
 		return 0
 	}
-	if u.assoc < 0 {
+	return t.hmacFailed(c, u)
+}
+
+// hmacFailed says what a wrong HMAC means: it counts as a failed try only where
+// a protected authorisation value went into it.
+func (t *TPM) hmacFailed(c *call, u *use) rc {
+	h := rhNull
+	if u.assoc >= 0 {
+		h = c.h[u.assoc]
+	}
+	if u.s.lockoutBound {
+		h = rhLockout
+	}
+	if !u.s.daBound && (t.exempt(h) || !t.includesAuth(c, u)) {
 		return rcBadAuth
 	}
-	return t.authFailed(c.h[u.assoc])
+	return t.registerFailure(h)
 }
 
 // crypt encrypts or decrypts the first parameter in place (part 1, section 19).

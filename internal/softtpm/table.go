@@ -28,7 +28,8 @@ const (
 
 func (k handleKind) allows(h uint32) bool {
 	t := handleType(h)
-	object := t == htTransient && h < 0x80FFFFFF || t == htPersistent
+	object := t == htTransient && h&0xFFFFFF < maxObjects || t == htPersistent
+	session := h&0xFFFFFF < maxSessions
 	switch k {
 	case hkObject:
 		return object
@@ -65,11 +66,11 @@ func (k handleKind) allows(h uint32) bool {
 	case hkEntityNull:
 		return object || t == htNV || h < pcrCount || hkHierarchyAuth.allows(h) || h == rhNull
 	case hkContext:
-		return t == htTransient || t == htHMAC || t == htPolicy
+		return t == htTransient && object || (t == htHMAC || t == htPolicy) && session
 	case hkPolicy:
-		return t == htPolicy
+		return t == htPolicy && session
 	case hkHMAC:
-		return t == htHMAC
+		return t == htHMAC && session
 	}
 	return false
 }

@@ -1,0 +1,137 @@
+package softtpm_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2/transport"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trusttree/trusttree/internal/softtpm"
+	"github.com/trusttree/trusttree/internal/testenv"
+	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
+)
+
+var update = flag.Bool("update", false, "record swtpm's answers in testdata/swtpm")
+
+// transcript runs a scenario and returns what the TPM answered.
+func transcript(t *testing.T, device transport.TPM, s scenario, mutate bool) string {
+	t.Helper()
+	r := &recorder{t: device, mutate: mutate}
+	s.run(r)
+	return strings.Join(r.lines, "\n") + "\n"
+}
+
+func goldenFile(s scenario, mutate bool) string {
+	name := s.name
+	if mutate {
+		name += "-mutated"
+	}
+	return filepath.Join("testdata", "swtpm", name+".txt")
+}
+
+func eachScenario(t *testing.T, f func(t *testing.T, s scenario, mutate bool)) {
+	for _, s := range scenarios {
+		t.Run(s.name, func(t *testing.T) { f(t, s, false) })
+		t.Run(s.name+"-mutated", func(t *testing.T) { f(t, s, true) })
+	}
+}
+
+// TestAnswersAsRecordedFromSwtpm compares this TPM with recordings, so that it
+// needs no swtpm.
+func TestAnswersAsRecordedFromSwtpm(t *testing.T) {
+	eachScenario(t, func(t *testing.T, s scenario, mutate bool) {
+		soft, err := softtpm.New(softtpm.Config{})
+		require.NoError(t, err)
+		startup(t, soft)
+		want, err := os.ReadFile(goldenFile(s, mutate))
+		require.NoError(t, err)
+		compareTranscripts(t, string(want), transcript(t, soft, s, mutate))
+	})
+}
+
+// TestSwtpmAnswersAsRecorded holds the recordings against the swtpm that is
+// installed.
+func TestSwtpmAnswersAsRecorded(t *testing.T) {
+	testenv.Tool(t, "swtpm", "swtpm")
+	eachScenario(t, func(t *testing.T, s scenario, mutate bool) {
+		device, err := tpmtest.Start(t.Context(), t.TempDir())
+		require.NoError(t, err)
+		defer func() { assert.NoError(t, device.PowerOff()) }()
+		got := transcript(t, device, s, mutate)
+		if *update {
+			require.NoError(t, os.WriteFile(goldenFile(s, mutate), []byte(got), 0o644))
+			return
+		}
+		want, err := os.ReadFile(goldenFile(s, mutate))
+		require.NoError(t, err)
+		compareTranscripts(t, string(want), got)
+	})
+}
+
+// compareTranscripts reports each differing line, not the whole text.
+func compareTranscripts(t *testing.T, want, got string) {
+	t.Helper()
+	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
+	for i := range max(len(w), len(g)) {
+		var a, b string
+		if i < len(w) {
+			a = w[i]
+		}
+		if i < len(g) {
+			b = g[i]
+		}
+		if a == b {
+			continue
+		}
+		wantCodes, ok := mutationCodes(a)
+		gotCodes, ok2 := mutationCodes(b)
+		if !ok || !ok2 || len(wantCodes) != len(gotCodes) {
+			t.Errorf("line %d:\nwant %s\ngot  %s", i+1, a, b)
+			continue
+		}
+		for j := range wantCodes {
+			if wantCodes[j] != gotCodes[j] && !foreignCurve(gotCodes[j]) {
+				t.Errorf("line %d, %s %s: want %s, got %s", i+1, a[:3], mutationName(j, len(wantCodes)), wantCodes[j], gotCodes[j])
+			}
+		}
+	}
+}
+
+// foreignCurve says whether a code refuses a curve: libtpms has the curves
+// P-192, P-224, BN and SM2 beside ours.
+func foreignCurve(code string) bool { return code == "2e6" || code == "1e6" }
+
+// mutationCodes undoes runs.
+func mutationCodes(line string) (codes []string, ok bool) {
+	_, list, ok := strings.Cut(line, " mutated: ")
+	for _, f := range strings.Fields(list) {
+		code, n, many := strings.Cut(f, "*")
+		count := 1
+		if many {
+			count, _ = strconv.Atoi(n)
+		}
+		for range count {
+			codes = append(codes, code)
+		}
+	}
+	return codes, ok
+}
+
+// mutationName says what the i-th of all mutations does.
+func mutationName(i, all int) string {
+	n := (all - 1) / 4
+	switch {
+	case i < 3*n:
+		return fmt.Sprintf("byte %d ^ %s", 10+i/3, []string{"01", "80", "ff"}[i%3])
+	case i < 4*n:
+		return fmt.Sprintf("cut to %d", 10+i-3*n)
+	}
+	return "one byte more"
+}
