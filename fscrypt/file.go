@@ -53,8 +53,8 @@ func (v *Volume) OpenFile(name string) (_ *File, err error) {
 		}
 		var n int64
 		p.plain, n, err = age.DecryptReaderAt(p.file, size, v.objectKey(p.part))
-		if err == nil && n != p.Size {
-			err = fmt.Errorf("has %d bytes, the manifest says %d", n, p.Size)
+		if err == nil && n != p.Size+p.Pad {
+			err = fmt.Errorf("has %d bytes, the manifest says %d", n, p.Size+p.Pad)
 		}
 		if err != nil {
 			return nil, errors.Join(damaged(p.ID, err), f.Close())
@@ -268,8 +268,8 @@ func (v *Volume) readPart(p *partReader, data []byte) error {
 	if _, err := io.ReadFull(r, data); err != nil {
 		return err
 	}
-	if n, err := io.ReadFull(r, make([]byte, 1)); n > 0 || err != io.EOF {
-		return errors.Join(errors.New("longer than the manifest says"), err)
+	if n, err := io.Copy(io.Discard, io.LimitReader(r, p.Pad+1)); err != nil || n != p.Pad {
+		return errors.Join(errors.New("not as long as the manifest says"), err)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math/bits"
 	"path"
 	"slices"
 	"strings"
@@ -36,8 +37,24 @@ type entry struct {
 // part is one object: a whole age file.
 type part struct {
 	ID    string `json:"id"`
-	Epoch uint64 `json:"e"` // volume key that wraps its file key
-	Size  int64  `json:"s"` // plaintext bytes
+	Epoch uint64 `json:"e"`           // volume key that wraps its file key
+	Size  int64  `json:"s"`           // plaintext bytes
+	Pad   int64  `json:"z,omitempty"` // zeros behind them, which hide the size
+}
+
+// padding is how many zeros hide a size: up to 12 % more, so that only about
+// log log of the size shows (Padmé; Nikitin and others, PETS 2019).
+func padding(size int64) int64 {
+	if size < 2 {
+		return 0
+	}
+	e := bits.Len64(uint64(size)) - 1
+	low := e - bits.Len(uint(e))
+	if low <= 0 {
+		return 0
+	}
+	mask := int64(1)<<low - 1
+	return (size+mask)&^mask - size
 }
 
 func (e *entry) size() (n int64) {
@@ -145,7 +162,7 @@ func (m *manifest) apply(o *op) error {
 			return err
 		}
 		for _, p := range o.File.Parts {
-			if id, err := hex.DecodeString(p.ID); err != nil || len(id) != 16 || p.Size < 0 {
+			if id, err := hex.DecodeString(p.ID); err != nil || len(id) != 16 || p.Size < 0 || p.Pad < 0 {
 				return errors.New("bad object")
 			}
 		}

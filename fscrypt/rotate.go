@@ -170,14 +170,15 @@ func (v *Volume) copyPart(p *partReader) (part, error) {
 		return part{}, err
 	}
 	n, err := io.Copy(o.age, r)
-	if err == nil && n != p.Size {
+	if err == nil && n != p.Size+p.Pad {
 		err = ErrTampered
 	}
 	if err != nil {
 		return part{}, errors.Join(err, v.discard(o))
 	}
-	o.part.Size = n
-	return o.part, v.finish(o)
+	o.part.Size, o.part.Pad = p.Size, p.Pad
+	err = v.finish(o)
+	return o.part, err
 }
 
 // endRotation forgets the old volume keys.

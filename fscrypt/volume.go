@@ -45,6 +45,9 @@ type Config struct {
 	// UnsafeNoFreshness lets Create make a volume without a counter in a TPM:
 	// whoever holds the disk can put an older copy of it back unnoticed.
 	UnsafeNoFreshness bool
+	// PadSizes hides the sizes of files written, at the cost of up to 12 % of
+	// space. It counts for as long as the volume is open.
+	PadSizes bool
 	// CacheBytes bounds the decrypted chunks kept for random reads. Zero means
 	// 8 MiB; chunks have 64 KiB.
 	CacheBytes int
@@ -83,6 +86,7 @@ type Volume struct {
 
 	given     []Protector // by Create, Open or Rotate
 	progress  func(done, total int)
+	pad       bool
 	counter   *TPM   // nil where no TPM was given
 	witnessed uint64 // the counter's value last seen
 	cache     *chunkCache
@@ -149,7 +153,7 @@ func Open(ctx context.Context, dir string, cfg Config, protectors ...Protector) 
 }
 
 func newVolume(dir string, d disk.FS, cfg Config, protectors []Protector) *Volume {
-	v := &Volume{dir: dir, disk: d, logger: cfg.Logger, open: map[string]int{}, keys: map[uint64]*Secret{}, cache: newChunkCache(cfg.CacheBytes), given: protectors, progress: cfg.Progress}
+	v := &Volume{dir: dir, disk: d, logger: cfg.Logger, open: map[string]int{}, keys: map[uint64]*Secret{}, cache: newChunkCache(cfg.CacheBytes), given: protectors, progress: cfg.Progress, pad: cfg.PadSizes}
 	if v.logger == nil {
 		v.logger = slog.New(slog.DiscardHandler)
 	}

@@ -45,7 +45,14 @@ func (v *Volume) newObject() (_ *object, err error) {
 
 // finish makes the object durable.
 func (v *Volume) finish(o *object) error {
-	err := o.age.Close()
+	var err error
+	if v.pad && o.part.Pad == 0 {
+		o.part.Pad = padding(o.part.Size)
+		_, err = io.CopyN(o.age, zeros{}, o.part.Pad)
+	}
+	if err == nil {
+		err = o.age.Close()
+	}
 	if err == nil {
 		err = o.buf.Flush()
 	}
@@ -61,6 +68,10 @@ func (v *Volume) finish(o *object) error {
 	}
 	return nil
 }
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func (o *object) release() error {
 	o.buf.Reset(nil)
