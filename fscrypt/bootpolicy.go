@@ -25,7 +25,8 @@ type BootPolicy interface {
 	// Satisfy runs the policy's commands in a session.
 	Satisfy(t transport.TPM, session tpm2.TPMISHPolicy, nonceTPM tpm2.TPM2BNonce) error
 	// PCRs returns the values that the policy wants, for errors to name those
-	// that differ.
+	// that differ. A value is nil where the policy does not say it: a signed
+	// policy holds only a hash over all of them.
 	PCRs() (bank crypto.Hash, values map[int][]byte)
 }
 
@@ -48,7 +49,7 @@ func checkPolicies(ps []BootPolicy) (digest []byte, bank crypto.Hash, err error)
 		}
 		for n, v := range pcrs {
 			switch {
-			case n < 0 || n > 23 || len(v) != b.Size():
+			case n < 0 || n > 23 || (v != nil && len(v) != b.Size()):
 				return nil, 0, fmt.Errorf("boot policy %d: bad value for PCR %d", i, n)
 			case tpm.Resettable(n):
 				return nil, 0, fmt.Errorf("boot policy %d: PCR %d can be reset by software and proves nothing", i, n)
@@ -76,12 +77,27 @@ func differing(t transport.TPM, p BootPolicy) (*PolicyError, error) {
 		return nil, err
 	}
 	e := &PolicyError{Bank: bank}
+	unknown := slices.ContainsFunc(pcrs, func(n int) bool { return want[n] == nil })
+	if unknown && satisfied(t, p) {
+		return e, nil
+	}
 	for _, n := range pcrs {
 		if !bytes.Equal(got[n], want[n]) {
 			e.Diffs = append(e.Diffs, PCRDiff{PCR: n, Want: want[n], Got: got[n]})
 		}
 	}
 	return e, nil
+}
+
+// satisfied tries a policy in a session of its own, for a policy that does not
+// say which values it wants.
+func satisfied(t transport.TPM, p BootPolicy) bool {
+	sess, end, err := tpm2.PolicySession(t, tpm2.TPMAlgSHA256, 16)
+	if err != nil {
+		return false
+	}
+	err = p.Satisfy(t, sess.Handle(), sess.NonceTPM())
+	return errors.Join(err, end()) == nil
 }
 
 // choose returns the policy that fits the PCRs now, or the one that comes

@@ -51,7 +51,8 @@ var (
 	ErrUnsupported = errors.New("not supported here")
 )
 
-// PCRDiff is one PCR whose value is not the approved one.
+// PCRDiff is one PCR whose value is not the approved one. Want is nil where the
+// approval holds only a hash over all PCRs: any of them may be the one.
 type PCRDiff struct {
 	PCR       int
 	Want, Got []byte
@@ -72,7 +73,11 @@ func (e *PolicyError) Error() string {
 	}
 	var parts []string
 	for _, d := range e.Diffs {
-		parts = append(parts, fmt.Sprintf("PCR %d is %.8x…, approved is %.8x…", d.PCR, d.Got, d.Want))
+		approved := fmt.Sprintf("approved is %.8x…", d.Want)
+		if d.Want == nil {
+			approved = "not as signed, or another one is not"
+		}
+		parts = append(parts, fmt.Sprintf("PCR %d is %.8x…, %s", d.PCR, d.Got, approved))
 	}
 	return fmt.Sprintf("%v: %s (bank %v): boot an approved image, or open with the recovery key and Reseal", ErrPolicy, strings.Join(parts, "; "), e.Bank)
 }

@@ -21,7 +21,7 @@ const module = "github.com/trusttree/trusttree"
 var packages = []string{"attest", "moduleid", "secureboot", "fscrypt", "update", "tlsconn", "tenantstore"}
 
 // testPackages are those made for users' tests; they alone may link test TPMs.
-var testPackages = []string{"attest/attesttest", "moduleid/moduleidtest", "update/updatetest", "tenantstore/enginetest"}
+var testPackages = []string{"attest/attesttest", "attest/registry/registrytest", "moduleid/moduleidtest", "update/updatetest", "tenantstore/enginetest"}
 
 // rules say who may link what, each with its reason. A package matches a rule
 // when its path below the module begins with one of the words in from.
