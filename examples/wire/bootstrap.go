@@ -20,17 +20,21 @@ const MaxBootstrap = 256 << 10
 // it. `cloud init` writes it; it goes onto the node's image or is handed over
 // in provisioning. The token in it is a secret until it has been used.
 type Bootstrap struct {
-	Version     int       `json:"version"`
-	TrustDomain string    `json:"trust_domain"` // SPIFFE trust domain of the fleet
-	Roots       string    `json:"roots"`        // PEM; the only authorities the node trusts
-	EnrollURL   string    `json:"enroll_url"`   // https://host:port
-	Gateway     string    `json:"gateway"`      // host:port of the tunnel gateway
-	GatewayID   string    `json:"gateway_id"`   // its SPIFFE ID
-	TUFRoot     []byte    `json:"tuf_root"`     // the first root.json
-	PolicyKey   []byte    `json:"policy_key"`   // SPKI DER of who signs boot policies
-	SpoolTo     string    `json:"spool_to"`     // age recipient of telemetry gathered offline
-	Token       string    `json:"token"`        // single use
-	TokenExpiry time.Time `json:"token_expires"`
+	Version     int    `json:"version"`
+	TrustDomain string `json:"trust_domain"` // SPIFFE trust domain of the fleet
+	Roots       string `json:"roots"`        // PEM; the only authorities the node trusts
+	EnrollURL   string `json:"enroll_url"`   // https://host:port
+	Gateway     string `json:"gateway"`      // host:port of the tunnel gateway
+	GatewayID   string `json:"gateway_id"`   // its SPIFFE ID
+	TUFRoot     []byte `json:"tuf_root"`     // the first root.json
+	PolicyKey   []byte `json:"policy_key"`   // SPKI DER of who signs boot policies
+	OwnerKey    []byte `json:"owner_key"`    // SPKI DER of who signs module revocations
+	SpoolTo     string `json:"spool_to"`     // age recipient of telemetry, which the node can't read back
+	RecoverTo   string `json:"recover_to"`   // age recipient of the volumes' recovery slots
+	// ModuleRevocations is the signed list of modules that are revoked.
+	ModuleRevocations []byte    `json:"module_revocations"`
+	Token             string    `json:"token"` // single use
+	TokenExpiry       time.Time `json:"token_expires"`
 }
 
 // ParseBootstrap parses bootstrap.json.
@@ -48,13 +52,13 @@ func ParseBootstrap(data []byte) (*Bootstrap, error) {
 	if u, err := url.Parse(b.EnrollURL); err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, fmt.Errorf("bootstrap.json: enroll_url %q is not an https URL", b.EnrollURL)
 	}
-	for name, v := range map[string]string{"trust_domain": b.TrustDomain, "gateway": b.Gateway, "gateway_id": b.GatewayID, "spool_to": b.SpoolTo} {
+	for name, v := range map[string]string{"trust_domain": b.TrustDomain, "gateway": b.Gateway, "gateway_id": b.GatewayID, "spool_to": b.SpoolTo, "recover_to": b.RecoverTo} {
 		if v == "" {
 			return nil, fmt.Errorf("bootstrap.json: %s is missing", name)
 		}
 	}
-	if len(b.TUFRoot) == 0 || len(b.PolicyKey) == 0 {
-		return nil, errors.New("bootstrap.json: tuf_root or policy_key is missing")
+	if len(b.TUFRoot) == 0 || len(b.PolicyKey) == 0 || len(b.OwnerKey) == 0 || len(b.ModuleRevocations) == 0 {
+		return nil, errors.New("bootstrap.json: tuf_root, policy_key, owner_key or module_revocations is missing")
 	}
 	return &b, nil
 }

@@ -2,7 +2,7 @@ package tpmtest
 
 import "syscall"
 
-// dieWithParent ends a child when the process that started it dies.
-func dieWithParent() *syscall.SysProcAttr {
+// DieWithParent ends a child when the process that started it dies.
+func DieWithParent() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }

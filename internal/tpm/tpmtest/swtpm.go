@@ -126,7 +126,7 @@ func (t *TPM) powerUp(ctx context.Context) error {
 	_ = os.Remove(t.Socket)
 	t.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+t.state,
 		"--server", "type=unixio,path="+t.Socket, "--flags", "not-need-init,startup-clear")
-	t.cmd.SysProcAttr = dieWithParent()
+	t.cmd.SysProcAttr = DieWithParent()
 	if err := t.cmd.Start(); err != nil {
 		return fmt.Errorf("tpmtest: %w; %s", err, InstallHint)
 	}

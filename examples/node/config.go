@@ -1,0 +1,120 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/trusttree/trusttree/examples/wire"
+)
+
+// maxConfig bounds the configuration file, in bytes.
+const maxConfig = 64 << 10
+
+// config is the node's configuration file: strict JSON, an unknown key is an
+// error. `node run -check` parses it and stops.
+type config struct {
+	Version   int       `json:"version"`
+	State     string    `json:"state"`      // directory of what the node keeps; 0700
+	Run       string    `json:"run"`        // directory that a reboot clears, such as /run/trusttree
+	Bootstrap string    `json:"bootstrap"`  // bootstrap.json from `cloud init`
+	TPM       string    `json:"tpm"`        // /dev/tpmrm0, or unix:PATH of a software TPM
+	TPMMakers string    `json:"tpm_makers"` // PEM: makers whose TPM the node takes for its own at the first start
+	EventLog  string    `json:"event_log"`  // the firmware's log; default: where Linux shows it
+	IMALog    string    `json:"ima_log"`    // optional
+	Policies  string    `json:"policies"`   // directory of signed PCR policies, one file for each software slot
+	Flows     string    `json:"flows"`      // tunnel policy of this node: what it lets in and out by itself
+	Hardware  string    `json:"hardware"`   // this node's hardware ID in releases
+	Channel   string    `json:"channel"`    // of releases
+	Modules   []module  `json:"modules"`
+	Streams   []stream  `json:"streams"`
+	Forwards  []forward `json:"forwards"`
+	Image     string    `json:"image"` // version of the software that the node was made with
+	Slots     []string  `json:"slots"` // two files or block devices, one for each software slot
+	// UpdateEvery is how often the node looks for releases; 0 means 300 s.
+	UpdateEvery jsonSecond `json:"update_every_seconds"`
+}
+
+// module is one connector and the chip that must be in it.
+type module struct {
+	Bay     string `json:"bay"`
+	Class   string `json:"class"`   // the owner's kind of module
+	CA      string `json:"ca"`      // PEM: who certifies modules of this class
+	Chip    string `json:"chip"`    // "atecc" or "spdm"
+	Address string `json:"address"` // atecc: /dev/i2c-N:0x60 or tcp:HOST:PORT; spdm: tcp:HOST:PORT or emu:HOST:PORT
+}
+
+// stream is one flow of sensor data; the cloud maps it to its tenant.
+type stream struct {
+	Name  string     `json:"name"`
+	Every jsonSecond `json:"every_seconds"` // between two records of the built-in generator
+}
+
+// forward opens a local port whose connections leave through the tunnel.
+type forward struct {
+	Listen string `json:"listen"` // loopback address
+	Target string `json:"target"` // host:port
+}
+
+// jsonSecond is a duration written as seconds.
+type jsonSecond float64
+
+func (s jsonSecond) duration() time.Duration { return time.Duration(float64(s) * float64(time.Second)) }
+
+func loadConfig(name string) (*config, error) {
+	data, err := wire.ReadCapped(name, maxConfig)
+	if err != nil {
+		return nil, err
+	}
+	c := config{EventLog: "/sys/kernel/security/tpm0/binary_bios_measurements"}
+	if err := wire.Decode(data, maxConfig, &c); err != nil {
+		return nil, wire.Usage("%s: %w", name, err)
+	}
+	if err := c.check(); err != nil {
+		return nil, wire.Usage("%s: %w", name, err)
+	}
+	return &c, nil
+}
+
+func (c *config) check() error {
+	if c.Version != 1 {
+		return fmt.Errorf("version %d, this program reads 1", c.Version)
+	}
+	for name, v := range map[string]string{"state": c.State, "run": c.Run, "bootstrap": c.Bootstrap, "tpm_makers": c.TPMMakers,
+		"policies": c.Policies, "flows": c.Flows, "hardware": c.Hardware, "channel": c.Channel} {
+		if v == "" {
+			return fmt.Errorf("%q is missing", name)
+		}
+	}
+	if !filepath.IsAbs(c.State) || !filepath.IsAbs(c.Run) {
+		return fmt.Errorf("state %q and run %q must be absolute paths", c.State, c.Run)
+	}
+	bays := map[string]bool{}
+	for _, m := range c.Modules {
+		if m.CA == "" || m.Class == "" {
+			return fmt.Errorf("modules: bay %q needs class and ca: whose modules may be in it?", m.Bay)
+		}
+		if m.Bay == "" || bays[m.Bay] {
+			return fmt.Errorf("modules: bay %q is empty or named twice", m.Bay)
+		}
+		bays[m.Bay] = true
+		if m.Chip != "atecc" && m.Chip != "spdm" {
+			return fmt.Errorf("modules: bay %s: chip %q is neither atecc nor spdm", m.Bay, m.Chip)
+		}
+	}
+	names := map[string]bool{}
+	for _, s := range c.Streams {
+		if s.Name == "" || strings.ContainsAny(s.Name, "/ ") || names[s.Name] {
+			return fmt.Errorf("streams: name %q is empty, named twice, or has a slash or space", s.Name)
+		}
+		if s.Every <= 0 {
+			return fmt.Errorf("streams: %s: every_seconds must be positive", s.Name)
+		}
+		names[s.Name] = true
+	}
+	if len(c.Slots) != 0 && len(c.Slots) != 2 {
+		return fmt.Errorf("slots: %d given, updates need two", len(c.Slots))
+	}
+	return nil
+}

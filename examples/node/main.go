@@ -1,0 +1,101 @@
+// Command node is the daemon of a city node: it proves its TPM's identity,
+// authenticates its modules, opens its volumes, keeps one tunnel to its cloud,
+// ships telemetry, and takes updates.
+//
+//	node run -config FILE [-check]   run the daemon (-check: parse and stop)
+//	node status -config FILE         print each link of the tree of trust
+//
+// Exit codes: 0 done, 1 failed, 2 usage, 3 refused by policy, 4 unavailable,
+// try later.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/trusttree/trusttree/examples/wire"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := wire.Report(os.Stderr, "node", command(ctx, os.Args[1:], os.Stdout))
+	stop()
+	os.Exit(code)
+}
+
+func command(ctx context.Context, args []string, stdout io.Writer) error {
+	if len(args) == 0 || (args[0] != "run" && args[0] != "status") {
+		return wire.Usage("say what to do: node run -config FILE, or node status -config FILE")
+	}
+	flags := flag.NewFlagSet("node "+args[0], flag.ContinueOnError)
+	name := flags.String("config", "/etc/trusttree/node.json", "the configuration file")
+	check := flags.Bool("check", false, "parse the configuration and what it names, and stop")
+	if err := flags.Parse(args[1:]); err != nil {
+		return wire.Usage("%w", err)
+	}
+	if flags.NArg() > 0 {
+		return wire.Usage("unexpected argument %q", flags.Arg(0))
+	}
+	cfg, err := loadConfig(*name)
+	if err != nil {
+		return err
+	}
+	if args[0] == "status" {
+		return showStatus(cfg, stdout)
+	}
+	boot, err := wire.LoadBootstrap(cfg.Bootstrap)
+	if err != nil {
+		return err
+	}
+	if *check {
+		fmt.Fprintf(stdout, "%s: ok, for the cloud at %s\n", *name, boot.EnrollURL)
+		return nil
+	}
+	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	n, err := newNode(ctx, cfg, boot, log)
+	if err != nil {
+		return err
+	}
+	return n.run(ctx)
+}
+
+// link is one step of the tree of trust as the node has proven it.
+type link struct {
+	Name   string    `json:"name"`
+	OK     bool      `json:"ok"`
+	Detail string    `json:"detail"`
+	At     time.Time `json:"at"`
+}
+
+// statusFile is where the running node keeps its links for `node status`.
+func statusFile(cfg *config) string { return filepath.Join(cfg.State, "status.json") }
+
+func showStatus(cfg *config, w io.Writer) error {
+	data, err := wire.ReadCapped(statusFile(cfg), maxConfig)
+	if err != nil {
+		return wire.Unavailable(err, "is the node running?")
+	}
+	var links []link
+	if err := json.Unmarshal(data, &links); err != nil {
+		return fmt.Errorf("%s: %w", statusFile(cfg), err)
+	}
+	tab := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, l := range links {
+		mark := "ok"
+		if !l.OK {
+			mark = "FAILED"
+		}
+		fmt.Fprintf(tab, "%s\t%s\t%s\t%s\n", l.Name, mark, l.At.Format(time.DateTime), l.Detail)
+	}
+	return tab.Flush()
+}

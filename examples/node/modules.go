@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/trusttree/trusttree/moduleid"
+	"github.com/trusttree/trusttree/moduleid/atecc"
+	"github.com/trusttree/trusttree/moduleid/revocation"
+	"github.com/trusttree/trusttree/moduleid/spdm"
+)
+
+// admitModules asks every module for its proof and measures the inventory into
+// PCR 13.
+func (n *node) admitModules(ctx context.Context) error {
+	owner, err := x509.ParsePKIXPublicKey(n.boot.OwnerKey)
+	if err != nil {
+		return fmt.Errorf("bootstrap.json: owner_key: %w", err)
+	}
+	revoked, err := revocation.New(revocation.Config{Keys: []crypto.PublicKey{owner}})
+	if err != nil {
+		return err
+	}
+	if err := revoked.Update(n.boot.ModuleRevocations); err != nil {
+		return err
+	}
+	v := &moduleid.Verifier{
+		Schemes: []moduleid.Scheme{atecc.Scheme(), spdm.Scheme{}}, Revocations: revoked,
+		Roots: x509.NewCertPool(), Classes: map[string]moduleid.Class{}, Connectors: map[string]moduleid.Connector{},
+	}
+	var bays []moduleid.BayConfig
+	for _, m := range n.cfg.Modules {
+		certs, err := readPEM(m.CA)
+		if err != nil {
+			return err
+		}
+		members := x509.NewCertPool()
+		for _, c := range certs {
+			members.AddCert(c)
+			v.Roots.AddCert(c)
+		}
+		v.Classes[m.Class] = moduleid.Class{Members: members}
+		v.Connectors[m.Bay] = moduleid.Connector{Classes: []string{m.Class}, Required: true}
+		open, err := opener(m)
+		if err != nil {
+			return err
+		}
+		bays = append(bays, moduleid.BayConfig{Connector: m.Bay, Open: open})
+	}
+	name := filepath.Join(n.runDir(), "modules.cel")
+	log, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	n.modules, err = moduleid.NewInventory(moduleid.InventoryConfig{
+		Node: n.attest.Device().String(), Verifier: v, Bays: bays, PCRs: modulePCRs{n.tpm},
+		Log: log, SaveLog: func(log []byte) error { return writeFile(name, log) }, Logger: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	_, err = n.modules.AdmitAll(ctx)
+	return err
+}
+
+// runDir is where what belongs to this boot is kept; a reboot must clear it.
+func (n *node) runDir() string { return n.cfg.Run }
+
+// opener returns how to reach the chip of a module.
+func opener(m module) (func(context.Context) (moduleid.Chip, error), error) {
+	kind, addr, _ := strings.Cut(m.Address, ":")
+	if m.Chip == "spdm" {
+		return func(ctx context.Context) (moduleid.Chip, error) { return openSPDM(ctx, kind, addr) }, nil
+	}
+	if kind == "tcp" {
+		return func(ctx context.Context) (moduleid.Chip, error) {
+			bus, err := atecc.OpenTCP(ctx, addr)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", moduleid.ErrAbsent, err)
+			}
+			return chipOn(bus, 0)
+		}, nil
+	}
+	path, hexAddr := m.Address, "0x60"
+	if i := strings.LastIndexByte(m.Address, ':'); i > 0 {
+		path, hexAddr = m.Address[:i], m.Address[i+1:]
+	}
+	address, err := strconv.ParseUint(hexAddr, 0, 7)
+	if err != nil {
+		return nil, fmt.Errorf("modules: bay %s: address %q: give the 7-bit I2C address, such as /dev/i2c-1:0x60", m.Bay, m.Address)
+	}
+	return func(context.Context) (moduleid.Chip, error) {
+		bus, err := atecc.OpenI2C(path)
+		if err != nil {
+			return nil, err
+		}
+		return chipOn(bus, uint8(address))
+	}, nil
+}
+
+// busChip is a chip that closes its bus with it.
+type busChip struct {
+	moduleid.Chip
+	bus atecc.Bus
+}
+
+func (c busChip) Close() error { return errors.Join(c.Chip.Close(), c.bus.Close()) }
+
+func chipOn(bus atecc.Bus, address uint8) (moduleid.Chip, error) {
+	chip, err := atecc.NewHost(bus).Chip(atecc.Config{Address: address})
+	if err != nil {
+		return nil, errors.Join(err, bus.Close())
+	}
+	return busChip{chip, bus}, nil
+}
+
+// openSPDM reaches an SPDM responder over DSP0287 TCP ("tcp") or the framing
+// of the reference emulator ("emu").
+func openSPDM(ctx context.Context, kind, address string) (moduleid.Chip, error) {
+	dial := spdm.DialTCP
+	if kind == "emu" {
+		dial = spdm.DialEmulator
+	} else if kind != "tcp" {
+		return nil, fmt.Errorf("SPDM address %q: say tcp:HOST:PORT or emu:HOST:PORT", kind+":"+address)
+	}
+	t, err := dial(ctx, address)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", moduleid.ErrAbsent, err)
+	}
+	return spdm.NewRequester(t, spdm.Config{})
+}

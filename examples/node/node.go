@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/trusttree/trusttree/attest"
+	"github.com/trusttree/trusttree/examples/wire"
+	"github.com/trusttree/trusttree/fscrypt"
+	"github.com/trusttree/trusttree/moduleid"
+	"github.com/trusttree/trusttree/tlsconn"
+)
+
+// node is the running daemon. Its links are proven in the order of the tree of
+// trust; what one of them lacks, those after it do without or wait for.
+type node struct {
+	cfg  *config
+	boot *wire.Bootstrap
+	log  *slog.Logger
+
+	tpm      tpmDevice
+	attest   *attest.Node
+	modules  *moduleid.Inventory
+	system   *fscrypt.Volume
+	data     *fscrypt.Volume
+	tunnel   *tlsconn.Client
+	identity *tlsconn.Identity
+
+	mu    sync.Mutex
+	links []link
+}
+
+func newNode(ctx context.Context, cfg *config, boot *wire.Bootstrap, log *slog.Logger) (*node, error) {
+	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
+		return nil, err
+	}
+	n := &node{cfg: cfg, boot: boot, log: log}
+	var err error
+	if n.tpm, err = openTPM(cfg.TPM); err != nil {
+		return nil, wire.Unavailable(err, "is there a TPM at the configured path, and may this user open it?")
+	}
+	return n, nil
+}
+
+// prove records a link: in the log, where monitors read it, and for `node
+// status`.
+func (n *node) prove(name, detail string) { n.record(link{Name: name, OK: true, Detail: detail}) }
+
+// lost records that a link does not hold, and returns the error.
+func (n *node) lost(name string, err error) error {
+	n.record(link{Name: name, Detail: err.Error()})
+	return fmt.Errorf("%s: %w", name, err)
+}
+
+func (n *node) record(l link) {
+	l.At = time.Now()
+	event, level := "link.proven", slog.LevelInfo
+	if !l.OK {
+		event, level = "link.lost", slog.LevelWarn
+	}
+	n.log.Log(context.Background(), level, l.Name, "event", event, "link", l.Name, "detail", l.Detail)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i := range n.links {
+		if n.links[i].Name == l.Name {
+			n.links = append(n.links[:i], n.links[i+1:]...)
+			break
+		}
+	}
+	n.links = append(n.links, l)
+	if data, err := json.Marshal(n.links); err == nil {
+		_ = writeFile(statusFile(n.cfg), data)
+	}
+}
+
+// run proves link after link and then serves until ctx ends.
+func (n *node) run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, n.close()) }()
+	if err := n.identify(ctx); err != nil {
+		return n.lost("tpm", err)
+	}
+	if err := n.admitModules(ctx); err != nil {
+		// A refused module is reported and left unused; the verifier decides
+		// whether the node may do without it.
+		_ = n.lost("modules", err)
+	} else {
+		n.prove("modules", "every connector holds its admitted module, measured into PCR 13")
+	}
+	if err := n.enroll(ctx); err != nil {
+		return n.lost("identity", err)
+	}
+	if err := n.openSystem(ctx); err != nil {
+		// Without its configuration the node can still say what is wrong.
+		_ = n.lost("system volume", err)
+	}
+	if err := n.startTunnel(ctx); err != nil {
+		return n.lost("tunnel", err)
+	}
+	return n.serve(ctx)
+}
+
+// serve keeps what depends on the tunnel going, each part on its own: losing
+// one of them loses nothing else, and it comes back when its cause is gone.
+func (n *node) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	parts := []func(context.Context){n.renew, n.keepData, n.followUpdates}
+	for _, s := range n.cfg.Streams {
+		parts = append(parts, func(ctx context.Context) { n.ship(ctx, s) })
+	}
+	for _, f := range n.cfg.Forwards {
+		parts = append(parts, func(ctx context.Context) { n.forward(ctx, f) })
+	}
+	for _, part := range parts {
+		wg.Go(func() { part(ctx) })
+	}
+	err := n.tunnel.Run(ctx)
+	cancel()
+	wg.Wait()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// retry calls do until it succeeds or ctx ends, pausing longer each time.
+func (n *node) retry(ctx context.Context, name string, do func(context.Context) error) bool {
+	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
+		err := do(ctx)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		_ = n.lost(name, err)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (n *node) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	var errs []error
+	for _, v := range []*fscrypt.Volume{n.data, n.system} {
+		if v != nil {
+			errs = append(errs, v.Lock(ctx))
+		}
+	}
+	return errors.Join(append(errs, n.tpm.Close())...)
+}
+
+// writeFile replaces a small file durably: temporary file, fsync, rename, fsync
+// of the directory.
+func writeFile(name string, data []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), name); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// readPEM reads every certificate of a PEM file.
+func readPEM(name string) ([]*x509.Certificate, error) {
+	data, err := wire.ReadCapped(name, maxConfig)
+	if err != nil {
+		return nil, err
+	}
+	certs, err := (&wire.Bootstrap{Roots: string(data)}).RootCerts()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return certs, nil
+}

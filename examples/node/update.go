@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/trusttree/trusttree/examples/wire"
+	"github.com/trusttree/trusttree/secureboot/bootpolicy"
+	"github.com/trusttree/trusttree/update"
+	"github.com/trusttree/trusttree/update/boot"
+)
+
+// followUpdates takes releases into the other slot. At every start it first
+// finds out what the boot made of the last one.
+func (n *node) followUpdates(ctx context.Context) {
+	if len(n.cfg.Slots) == 0 {
+		return
+	}
+	var u *updater
+	open := func(context.Context) (err error) {
+		u, err = n.openUpdates()
+		return err
+	}
+	if !n.retry(ctx, "update", open) {
+		return
+	}
+	every := n.cfg.UpdateEvery.duration()
+	if every <= 0 {
+		every = 5 * time.Minute
+	}
+	for {
+		if err := n.updateOnce(ctx, u); err != nil && ctx.Err() == nil {
+			if errors.Is(err, update.ErrNoUpdate) {
+				n.log.Info("no update", "event", "update.none", "detail", err.Error())
+			} else {
+				_ = n.lost("update", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(every):
+		}
+	}
+}
+
+// updater is what following releases takes.
+type updater struct {
+	client *update.Client
+	in     *update.Installer
+	loader update.BootControl
+}
+
+func (n *node) openUpdates() (*updater, error) {
+	source, err := update.HTTPSource(update.HTTPConfig{URLs: []string{"http://" + wire.ServiceTUF + "/"}, Transport: n.tunnel.Transport()})
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(n.cfg.State, "update")
+	for _, d := range []string{dir, filepath.Join(dir, "tuf"), filepath.Join(dir, "floors"), filepath.Join(dir, "installer")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	_, err = os.Stat(filepath.Join(dir, "provisioned"))
+	first := errors.Is(err, os.ErrNotExist)
+	floors, err := update.TPMFloors(update.TPMFloorsConfig{TPM: n.tpm, Dir: filepath.Join(dir, "floors"), Provision: first})
+	if err != nil {
+		return nil, err
+	}
+	client, err := update.NewClient(update.ClientConfig{Root: n.boot.TUFRoot, Dir: filepath.Join(dir, "tuf"), Images: source, Floors: floors, Logger: n.log})
+	if err != nil {
+		return nil, err
+	}
+	loader, err := boot.NewFile(filepath.Join(n.cfg.State, "boot.json"), "a", "b")
+	if err != nil {
+		return nil, err
+	}
+	slots := boot.FileSlots{Paths: map[string]string{"a/" + wire.PartImage: n.cfg.Slots[0], "b/" + wire.PartImage: n.cfg.Slots[1]}}
+	in, err := update.NewInstaller(update.InstallerConfig{
+		Client: client, Boot: loader, Slots: slots, Dir: filepath.Join(dir, "installer"),
+		Preflight: n.preflight, Health: n.healthChecks(),
+	})
+	if err == nil && first {
+		err = writeFile(filepath.Join(dir, "provisioned"), nil)
+	}
+	return &updater{client, in, loader}, err
+}
+
+// preflight makes sure that the volumes will open in the next boot, before the
+// slot is armed: the release must carry a PCR policy that the owner signed. It
+// is kept beside the present one until the next release.
+func (n *node) preflight(_ context.Context, opaque map[string][]byte) error {
+	signed, ok := opaque[wire.PartPolicy]
+	if !ok {
+		return fmt.Errorf("the release has no part %q: the volumes would not open after it", wire.PartPolicy)
+	}
+	key, err := x509.ParsePKIXPublicKey(n.boot.PolicyKey)
+	if err != nil {
+		return err
+	}
+	p, err := bootpolicy.Signed(key, signed)
+	if err != nil {
+		return err
+	}
+	if _, values := p.PCRs(); len(values) == 0 {
+		return errors.New("the release's PCR policy is not signed by the owner's policy key")
+	}
+	return writeFile(filepath.Join(n.cfg.Policies, fmt.Sprintf("%x.json", sha256.Sum256(signed))), signed)
+}
+
+// healthChecks are what a release on trial must achieve before it stays.
+func (n *node) healthChecks() []update.Check {
+	return []update.Check{
+		{Name: "system volume", Run: func(context.Context) error {
+			if n.system == nil {
+				return errors.New("did not open")
+			}
+			return nil
+		}},
+		{Name: "attested tunnel", Run: func(ctx context.Context) error {
+			_, err := n.tunnel.Wait(ctx)
+			return err
+		}},
+	}
+}
+
+func (n *node) updateOnce(ctx context.Context, u *updater) error {
+	state, err := u.in.Resume(ctx)
+	if err != nil {
+		return err
+	}
+	switch state.Phase {
+	case update.Trial:
+		if err := u.in.Confirm(ctx); err != nil {
+			return err
+		}
+		n.prove("update", "release "+state.Release.Version+" runs from slot "+string(state.Slot)+", healthy, committed; floors raised")
+	case update.RolledBack:
+		n.log.Warn("release failed and was taken back", "event", "update.rolled-back", "version", state.Release.Version, "reason", state.Reason)
+	case update.Armed:
+		return nil // the next boot tries it
+	}
+	if _, err := u.client.Refresh(ctx); err != nil {
+		return err
+	}
+	if state, err = u.in.State(ctx); err != nil {
+		return err
+	}
+	version, err := n.version(ctx, u.loader, state)
+	if err != nil {
+		return err
+	}
+	sel, err := u.client.Select(ctx, update.Node{
+		ID: n.attest.Device().String(), Hardware: n.cfg.Hardware, Channel: n.cfg.Channel, Version: version,
+	})
+	if err != nil {
+		return err
+	}
+	release := sel.Release()
+	if err := u.in.Install(ctx, sel); err != nil {
+		return err
+	}
+	n.log.Info("release installed, the next boot tries it", "event", "update.armed", "version", release.Version)
+	n.prove("update", "release "+release.Version+" written, verified and armed in the other slot; reboot to try it")
+	return nil
+}
+
+// version is what runs: the release in the running slot, or the image that the
+// node was made with.
+func (n *node) version(ctx context.Context, loader update.BootControl, s update.State) (string, error) {
+	slots, err := loader.Slots(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, slot := range slots {
+		if v := s.Slots[slot.Slot].Version; slot.Running && v != "" {
+			return v, nil
+		}
+	}
+	return n.cfg.Image, nil
+}

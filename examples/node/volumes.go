@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/trusttree/trusttree/examples/wire"
+	"github.com/trusttree/trusttree/fscrypt"
+	"github.com/trusttree/trusttree/secureboot/bootpolicy"
+)
+
+// NV counters of the volumes, and the latch, as in the TPM's map.
+const (
+	systemCounter tpm2.TPMHandle = 0x01800110
+	dataCounter   tpm2.TPMHandle = 0x01800111
+)
+
+// maxPolicyFile bounds one file of signed PCR policies, in bytes.
+const maxPolicyFile = 1 << 20
+
+// bootPolicies reads the boot states in which the volumes open: for each
+// software slot what the owner signed for it. All have one digest, so a new
+// file needs no resealing.
+func (n *node) bootPolicies() ([]fscrypt.BootPolicy, error) {
+	key, err := x509.ParsePKIXPublicKey(n.boot.PolicyKey)
+	if err != nil {
+		return nil, fmt.Errorf("bootstrap.json: policy_key: %w", err)
+	}
+	names, err := filepath.Glob(filepath.Join(n.cfg.Policies, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var out []fscrypt.BootPolicy
+	for _, name := range names {
+		signed, err := wire.ReadCapped(name, maxPolicyFile)
+		if err != nil {
+			return nil, err
+		}
+		p, err := bootpolicy.Signed(key, signed)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		out = append(out, p)
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%s holds no signed policy: in which boot state may the volumes open?", n.cfg.Policies)
+	}
+	return out, nil
+}
+
+// openVolume opens a volume, or makes it where the directory is new.
+func (n *node) openVolume(ctx context.Context, label string, guard fscrypt.Protector) (*fscrypt.Volume, error) {
+	dir := filepath.Join(n.cfg.State, label)
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return fscrypt.Open(ctx, dir, fscrypt.Config{Label: label, Logger: n.log}, guard)
+	}
+	recipient, err := age.ParseHybridRecipient(n.boot.RecoverTo)
+	if err != nil {
+		return nil, fmt.Errorf("bootstrap.json: recover_to: %w", err)
+	}
+	return fscrypt.Create(ctx, dir, fscrypt.Config{Label: label, Logger: n.log}, guard, &fscrypt.Recovery{Recipients: []age.Recipient{recipient}})
+}
+
+// openSystem opens the volume that needs the TPM in the right boot state and
+// nothing else.
+func (n *node) openSystem(ctx context.Context) error {
+	policies, err := n.bootPolicies()
+	if err != nil {
+		return err
+	}
+	n.system, err = n.openVolume(ctx, "system", &fscrypt.TPM{Device: n.tpm, Policies: policies, Counter: systemCounter})
+	if err != nil {
+		return err
+	}
+	if err := n.touch(n.system); err != nil {
+		return err
+	}
+	n.prove("system volume", "unsealed in the boot state that the owner signed; latched until the next boot")
+	return nil
+}
+
+// keepData opens the data volume once the cloud releases its share, and renews
+// the lease for as long as the node runs.
+func (n *node) keepData(ctx context.Context) {
+	if n.system == nil {
+		_ = n.lost("data volume", errors.New("stays closed: the system volume did not open"))
+		return
+	}
+	if !n.retry(ctx, "data volume", n.openData) {
+		return
+	}
+	n.prove("data volume", "unsealed with the cloud's share, on lease")
+	for {
+		until, err := n.data.RenewLease(ctx)
+		if err != nil && ctx.Err() == nil {
+			_ = n.lost("data volume", err)
+			if n.data.Status().Locked {
+				return
+			}
+		}
+		wait := max(time.Until(until)/3, time.Second)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (n *node) openData(ctx context.Context) error {
+	policies, err := n.bootPolicies()
+	if err != nil {
+		return err
+	}
+	guard := fscrypt.All(
+		&fscrypt.TPM{Device: n.tpm, Policies: policies, Counter: dataCounter, After: [][]byte{n.system.Latch()}},
+		&fscrypt.Remote{Service: n.boot.GatewayID, Exchange: n.exchangeShare},
+	)
+	v, err := n.openVolume(ctx, "data", guard)
+	if err != nil {
+		return err
+	}
+	n.data = v
+	return n.touch(v)
+}
+
+// exchangeShare carries a request for the share through the tunnel.
+func (n *node) exchangeShare(ctx context.Context, request []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+wire.ServiceKeys+"/v1/share", bytes.NewReader(request))
+	if err != nil {
+		return nil, err
+	}
+	rsp, err := (&http.Client{Transport: n.tunnel.Transport(), Timeout: 30 * time.Second}).Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer rsp.Body.Close()
+	body, err := wire.ReadAll(rsp.Body, 16<<10, "share")
+	if err == nil && rsp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("share: %s: %s", rsp.Status, strings.TrimSpace(string(body)))
+	}
+	return body, err
+}
+
+// touch writes and reads a file: a volume that opened but does not hold what
+// it is given is not open.
+func (n *node) touch(v *fscrypt.Volume) error {
+	line := []byte("last opened " + time.Now().UTC().Format(time.RFC3339Nano) + "\n")
+	if err := v.WriteFile("opened", line); err != nil {
+		return err
+	}
+	back, err := v.ReadFile("opened")
+	if err == nil && !bytes.Equal(back, line) {
+		err = errors.New("volume does not give back what was written")
+	}
+	return err
+}

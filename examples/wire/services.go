@@ -1,0 +1,49 @@
+package wire
+
+import "time"
+
+// Names of the services that the gateway serves itself, over the tunnel.
+const (
+	ServiceIngest = "ingest" // HTTP: POST /v1/ingest
+	ServiceTUF    = "tuf"    // HTTP: GET of the TUF repository's files
+	ServiceKeys   = "keys"   // HTTP: POST /v1/share, the data volume's share
+)
+
+// Media types of what a node adds to its evidence.
+const (
+	TypeEventLog = "application/vnd.trusttree.tcg-event-log" // the firmware's log, binary
+	TypeIMALog   = "application/vnd.trusttree.ima-log"       // binary_runtime_measurements
+)
+
+// Parts of a release that go to the appraiser and to the sealer, not to a slot.
+const (
+	PartImage     = "image"            // what the slot boots
+	PartReference = "reference-values" // signed appraisal policy of the next boot
+	PartPolicy    = "pcr-policy"       // signed PCR policies of the next boot
+)
+
+// MaxBatch bounds one batch of telemetry, in bytes.
+const MaxBatch = 1 << 20
+
+// Batch is one delivery of telemetry of one stream. ID never repeats for
+// another batch of that stream, so that a batch sent again counts once.
+type Batch struct {
+	Version int      `json:"version"` // 1
+	ID      string   `json:"id"`
+	Stream  string   `json:"stream"`
+	Records []Sample `json:"records"`
+}
+
+// Sample is one record of telemetry.
+type Sample struct {
+	Time  time.Time `json:"time"`
+	Value []byte    `json:"value"`
+}
+
+// Verdict closes the exchange on the attestation stream.
+type Verdict struct {
+	Version int       `json:"version"` // 1
+	OK      bool      `json:"ok"`
+	Until   time.Time `json:"until,omitzero"`
+	Reason  string    `json:"reason,omitempty"`
+}
