@@ -1,0 +1,126 @@
+// Command cloud is the other end of a fleet of city nodes: it enrols them,
+// appraises their evidence, keeps their tunnels, stores each tenant's telemetry
+// in an instance of its own, and serves their updates.
+//
+//	cloud init -state DIR [-domain D] [-host H]   make the state directory
+//	cloud serve -state DIR [-check]               run (-check: parse and stop)
+//	cloud issue -state DIR -name NAME             certificate for a tenant's service or an operator
+//
+// Exit codes: 0 done, 1 failed, 2 usage, 3 refused by policy, 4 unavailable,
+// try later.
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/trusttree/trusttree/examples/wire"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := wire.Report(os.Stderr, "cloud", command(ctx, os.Args[1:], os.Stdout))
+	stop()
+	os.Exit(code)
+}
+
+func command(ctx context.Context, args []string, stdout io.Writer) error {
+	if len(args) == 0 {
+		return wire.Usage("say what to do: cloud init, cloud serve or cloud issue")
+	}
+	flags := flag.NewFlagSet("cloud "+args[0], flag.ContinueOnError)
+	state := flags.String("state", "", "the state directory")
+	var run func() error
+	switch args[0] {
+	case "init":
+		var o initOptions
+		flags.StringVar(&o.domain, "domain", "city.example", "SPIFFE trust domain of the fleet")
+		flags.StringVar(&o.host, "host", "127.0.0.1", "name or address under which nodes reach this cloud")
+		flags.IntVar(&o.enroll, "enroll-port", 8440, "port of the enrolment service")
+		flags.IntVar(&o.gateway, "gateway-port", 8441, "port of the tunnel gateway")
+		flags.IntVar(&o.api, "api-port", 8442, "port of the API of tenants and operators")
+		flags.DurationVar(&o.tokenLife, "token-life", 7*24*time.Hour, "how long the enrolment token in bootstrap.json works")
+		run = func() error { o.state = *state; return initState(ctx, o, stdout) }
+	case "serve":
+		check := flags.Bool("check", false, "read the state directory and everything in it, and stop")
+		page := flags.String("insecure-loopback-page", "", "loopback `address` that shows the operator page without a certificate")
+		run = func() error { return serve(ctx, *state, *page, *check, stdout) }
+	case "issue":
+		name := flags.String("name", "", "path of the SPIFFE ID, such as tenant/lighting or operator/anna")
+		run = func() error { return issueClient(*state, *name, stdout) }
+	default:
+		return wire.Usage("%q is none of init, serve, issue", args[0])
+	}
+	if err := flags.Parse(args[1:]); err != nil {
+		return wire.Usage("%w", err)
+	}
+	if flags.NArg() > 0 {
+		return wire.Usage("unexpected argument %q", flags.Arg(0))
+	}
+	if *state == "" {
+		return wire.Usage("-state DIR is missing")
+	}
+	return run()
+}
+
+func serve(ctx context.Context, state, loopbackPage string, check bool, stdout io.Writer) error {
+	if loopbackPage != "" {
+		host, _, err := net.SplitHostPort(loopbackPage)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			return wire.Usage("-insecure-loopback-page %q: only a loopback address, such as 127.0.0.1:8443, may go without certificates", loopbackPage)
+		}
+	}
+	cfg, err := loadConfig(state)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	c, err := newCloud(ctx, state, cfg, log)
+	if err != nil {
+		return err
+	}
+	if check {
+		fmt.Fprintf(stdout, "%s: ok, domain %s\n", state, cfg.TrustDomain)
+		return c.store.Close(ctx)
+	}
+	return c.run(ctx, loopbackPage)
+}
+
+// issueClient makes a client certificate for a tenant's service or an operator.
+func issueClient(state, name string, stdout io.Writer) error {
+	if name == "" || filepath.Clean("/"+name) != "/"+name {
+		return wire.Usage("-name %q: give a path such as tenant/lighting", name)
+	}
+	cfg, err := loadConfig(state)
+	if err != nil {
+		return err
+	}
+	ca, err := loadAuthority(state)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(state, "issued-"+filepath.Base(name))
+	if _, err := os.Stat(file + ".crt"); err == nil {
+		return wire.Usage("%s.crt exists", file)
+	}
+	s := &newState{dir: state, domain: cfg.TrustDomain, ca: ca}
+	cert, key, err := ca.issue(cfg.TrustDomain, name, x509.ExtKeyUsageClientAuth, nil)
+	if err != nil {
+		return err
+	}
+	s.cert("issued-"+filepath.Base(name), cert, key)
+	if s.err == nil {
+		fmt.Fprintf(stdout, "%s.crt and .key: %s, until %s\n", file, cert.URIs[0], cert.NotAfter.Format(time.DateOnly))
+	}
+	return s.err
+}
