@@ -210,7 +210,8 @@ func TestDeviceKeyServesTLS13(t *testing.T) {
 }
 
 func TestEndorsementKeysOfSwtpm(t *testing.T) {
-	dev, endorsers := newTPM(t)
+	dev, m := tpmtest.NewSwtpm(t)
+	endorsers := attest.Endorsers{Anchors: []*x509.Certificate{m.Root}, Intermediates: m.Intermediates}
 	n := open(t, dev, attest.NodeConfig{Endorsers: endorsers})
 	keys, err := n.EndorsementKeys(t.Context())
 	require.NoError(t, err)

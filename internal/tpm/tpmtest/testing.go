@@ -19,11 +19,27 @@ var shared = sync.OnceValues(func() (*Maker, error) {
 	return NewMaker(dir)
 })
 
-// New starts a swtpm with EK certificates for a test and returns it with its
-// maker; both are shared setup, the TPM is the test's own. It skips (fails
-// under CI) where swtpm is missing, and fails the test when it leaves handles
-// or sessions in the TPM.
+// New makes a TPM with EK certificates for a test and returns it with its
+// maker; the maker is shared, the TPM is the test's own. It is the TPM that the
+// environment's TRUSTTREE_TPM names: softtpm (the default), which needs nothing
+// installed, or swtpm, the second opinion. It fails the test when the test
+// leaves handles or sessions in the TPM.
 func New(tb testing.TB) (*TPM, *Maker) {
+	tb.Helper()
+	switch name := os.Getenv("TRUSTTREE_TPM"); name {
+	case "", "softtpm":
+		return NewSoft(tb)
+	case "swtpm":
+		return NewSwtpm(tb)
+	default:
+		tb.Fatalf("TRUSTTREE_TPM=%s: say softtpm or swtpm", name)
+		return nil, nil
+	}
+}
+
+// NewSwtpm is New with a swtpm. It skips (fails under CI) where swtpm is
+// missing.
+func NewSwtpm(tb testing.TB) (*TPM, *Maker) {
 	tb.Helper()
 	testenv.Tool(tb, "swtpm", "swtpm")
 	testenv.Tool(tb, "swtpm_setup", "swtpm-tools")
@@ -54,7 +70,7 @@ func Each(t *testing.T, f func(t *testing.T, device *TPM, maker *Maker)) {
 		f(t, d, m)
 	})
 	t.Run("swtpm", func(t *testing.T) {
-		d, m := New(t)
+		d, m := NewSwtpm(t)
 		f(t, d, m)
 	})
 }
