@@ -29,7 +29,7 @@ import (
 )
 
 // TestMain lets the test binary be the command through which tpm2-tools reach
-// a TPM's socket (TSS 2.0 tcti-cmd).
+// a TPM's socket (TSS 2.0 tcti-cmd), and the verifier process of TestFleet.
 func TestMain(m *testing.M) {
 	if socket := os.Getenv("ATTEST_TEST_TCTI_SOCKET"); socket != "" {
 		conn, err := net.Dial("unix", socket)
@@ -39,6 +39,11 @@ func TestMain(m *testing.M) {
 		go func() { _, _ = io.Copy(conn, os.Stdin); _ = conn.(*net.UnixConn).CloseWrite() }()
 		_, _ = io.Copy(os.Stdout, conn)
 		os.Exit(0)
+	}
+	if dir := os.Getenv("ATTEST_TEST_FLEET"); dir != "" {
+		if err := serveFleet(dir); err != nil {
+			panic(err)
+		}
 	}
 	os.Exit(m.Run())
 }
