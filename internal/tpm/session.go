@@ -76,6 +76,13 @@ func (k *Key) PolicySession(t transport.TPM, opts ...tpm2.AuthOption) (tpm2.Sess
 	return tpm2.PolicySession(t, tpm2.TPMAlgSHA256, 16, k.salted(opts)...)
 }
 
+// HMACSession starts an HMAC session salted to this key that serves several
+// commands. The caller closes it on every path; a just-in-time session would
+// leak when the transport fails under its command.
+func (k *Key) HMACSession(t transport.TPM, opts ...tpm2.AuthOption) (tpm2.Session, func() error, error) {
+	return tpm2.HMACSession(t, tpm2.TPMAlgSHA256, 16, k.salted(opts)...)
+}
+
 func (k *Key) salted(opts []tpm2.AuthOption) []tpm2.AuthOption {
 	return append([]tpm2.AuthOption{tpm2.Salted(k.Handle, k.Public)}, opts...)
 }
