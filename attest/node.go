@@ -265,7 +265,11 @@ func (n *Node) withOwner(d *tpm.Device, f func(owner tpm2.AuthHandle) error) err
 		return f(tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)})
 	}
 	return n.withEK(d, func(ek *tpm.Key) error {
-		return f(tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: ek.Session(tpm2.Auth(n.c.OwnerAuth))})
+		sess, done, err := ek.HMACSession(d, tpm2.Auth(n.c.OwnerAuth))
+		if err != nil {
+			return fmt.Errorf("attest: owner session: %w", err)
+		}
+		return errors.Join(f(tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: sess}), done())
 	})
 }
 
@@ -342,13 +346,16 @@ func (n *Node) Activate(ctx context.Context, c *ActivationChallenge, key *Device
 // activate opens a credential. The secret comes out encrypted to a session
 // whose salt only the pinned endorsement key can read.
 func (n *Node) activate(d *tpm.Device, ek, ak *tpm.Key, c *ActivationChallenge) (secret []byte, err error) {
-	ekAuth := ek.Session(tpm.EncryptOut())
+	session := ek.HMACSession
 	if !n.ek.template.high {
-		sess, done, err := ek.PolicySession(d, tpm.EncryptOut())
-		if err != nil {
-			return nil, fmt.Errorf("attest: policy session: %w", err)
-		}
-		defer func() { err = errors.Join(err, done()) }()
+		session = ek.PolicySession
+	}
+	sess, done, err := session(d, tpm.EncryptOut())
+	if err != nil {
+		return nil, fmt.Errorf("attest: session with the endorsement key: %w", err)
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	if !n.ek.template.high {
 		_, err = tpm2.PolicySecret{
 			AuthHandle:    tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
 			PolicySession: sess.Handle(),
@@ -357,11 +364,10 @@ func (n *Node) activate(d *tpm.Device, ek, ak *tpm.Key, c *ActivationChallenge) 
 		if err != nil {
 			return nil, fmt.Errorf("attest: endorsement policy: %w", err)
 		}
-		ekAuth = sess
 	}
 	r, err := tpm2.ActivateCredential{
 		ActivateHandle: ak.Auth(nil),
-		KeyHandle:      ek.Auth(ekAuth),
+		KeyHandle:      ek.Auth(sess),
 		CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.Credential},
 		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: c.Secret},
 	}.Execute(d)

@@ -37,8 +37,9 @@ type RegistrarConfig struct {
 	Endorsers Endorsers
 	// Admit is the owner's decision whether a TPM may become one of his nodes.
 	// It is asked when an enrolment begins, and once more with Proven set when
-	// the TPM has proven itself: the moment to use up a token. Any error
-	// refuses.
+	// the TPM has proven itself: the moment to use a token up, for that device,
+	// so that the device may come again with it when its answer gets lost. Any
+	// error refuses.
 	Admit      func(ctx context.Context, a Applicant) error
 	Devices    registry.DeviceStore
 	Challenges registry.ChallengeStore
@@ -291,7 +292,9 @@ func (r *Registrar) bind(ctx context.Context, en *Endorsement, akPublic []byte, 
 		}
 		if d.State == "" {
 			d.Enrolled = now
-			d.State = registry.Enrolled
+		}
+		if !bytes.Equal(d.KeySPKI, spki[:]) { // what another TLS key was affirmed for does not count for this one
+			d.State, d.Reason, d.Deadline = registry.Enrolled, "", time.Time{}
 		}
 		d.KeySPKI, d.Expires = spki[:], to
 		if _, err = r.c.Devices.Put(ctx, d); err == nil {

@@ -1,0 +1,129 @@
+package attest_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2/transport"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trusttree/trusttree/attest"
+	"github.com/trusttree/trusttree/internal/tpm"
+)
+
+// faulty is a TPM that refuses one command, the one that comes after skip
+// others, without carrying it out.
+type faulty struct {
+	transport.TPM
+	mu   sync.Mutex
+	skip int
+	hit  uint32 // command code refused
+	how  string
+}
+
+const ccFlushContext = 0x165
+
+func (f *faulty) Send(command []byte) ([]byte, error) {
+	f.mu.Lock()
+	skip := f.skip
+	f.skip--
+	f.mu.Unlock()
+	if skip != 0 {
+		return f.TPM.Send(command)
+	}
+	f.hit = binary.BigEndian.Uint32(command[6:])
+	if f.how == "line" {
+		return nil, errors.New("line cut")
+	}
+	return []byte{0x80, 1, 0, 0, 0, 10, 0, 0, 1, 1}, nil // TPM_RC_FAILURE
+}
+
+// Whatever command fails, no handle and no session stays in the TPM, and what
+// was interrupted works when it is done again.
+func TestEveryFailedCommandFlushes(t *testing.T) {
+	dev, endorsers := newTPM(t)
+	for _, template := range []string{"H-3", "L-1"} {
+		keys, err := open(t, dev, attest.NodeConfig{Endorsers: endorsers}).EndorsementKeys(t.Context())
+		require.NoError(t, err)
+		var pin []byte
+		for _, k := range keys {
+			if k.Template == template {
+				pin = k.Name
+			}
+		}
+		steps := 0
+		for _, how := range []string{"code", "line"} {
+			for skip := 0; ; skip++ {
+				c := newCloud(t, endorsers)
+				f := &faulty{TPM: dev.Device, skip: skip, how: how}
+				err := everything(t, c, f, pin)
+				f.skip = -1
+				if f.hit == 0 {
+					require.NoError(t, err)
+					steps = skip
+					break
+				}
+				if err == nil && f.hit != ccFlushContext {
+					continue // a read that may fail: the node found another way
+				}
+				h, lerr := tpm.LoadedHandles(dev)
+				require.NoError(t, lerr)
+				if f.hit == ccFlushContext {
+					for _, x := range append(h.Transient, h.Sessions...) {
+						require.NoError(t, tpm.Flush(dev, x))
+					}
+					require.Error(t, err, "a handle that stays is reported")
+					continue
+				}
+				require.Zero(t, h.Count(), "%s: command %d (code %x) failed: left %x %x", how, skip, f.hit, h.Transient, h.Sessions)
+			}
+		}
+		assert.Greater(t, steps, 20)
+		t.Logf("%s: each of %d commands failed once in two ways", template, steps)
+	}
+}
+
+// everything is all that a node does with its TPM.
+func everything(t *testing.T, c *cloud, tp transport.TPM, pin []byte) error {
+	ctx := t.Context()
+	n, err := attest.Open(ctx, tp, attest.NodeConfig{EKName: pin})
+	if err != nil {
+		return err
+	}
+	key, err := n.DeviceKey(ctx)
+	if err != nil {
+		return err
+	}
+	ch, err := c.registrar.Begin(ctx, n.EnrollmentRequest(nil))
+	if err != nil {
+		return err
+	}
+	rsp, err := n.Activate(ctx, ch, key)
+	if err != nil {
+		return err
+	}
+	e, err := c.registrar.Complete(ctx, rsp)
+	if err != nil {
+		return err
+	}
+	if err := n.StoreCertificate(ctx, e, c.roots()); err != nil {
+		return err
+	}
+	if _, err := n.Certificate(ctx); err != nil {
+		return err
+	}
+	s := session(t, n, key)
+	vc, err := c.verifier.Challenge(ctx, s)
+	if err != nil {
+		return err
+	}
+	ev, err := n.Evidence(ctx, s, vc)
+	if err != nil {
+		return err
+	}
+	_, err = c.verifier.Appraise(ctx, s, ev)
+	return err
+}
