@@ -121,7 +121,7 @@ func (s *session) start(ctx context.Context, sel *Selection, slot Slot) error {
 		return fmt.Errorf("update: boot control: slot %s can still be booted after Invalidate", slot)
 	}
 	st := &s.j.State
-	if st.Phase != Writing || st.Slot != slot || st.Release.SHA256 != sel.sha256 {
+	if st.Phase != Writing || st.Slot != slot || st.Release.SHA256 != sel.sha256 || s.j.Done == nil {
 		s.j.Done = map[string]int64{}
 	}
 	st.Slot, st.Release = slot, Installed{
