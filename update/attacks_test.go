@@ -591,8 +591,6 @@ func TestInstallContinuesWhereItWasCut(t *testing.T) {
 	p.release("2.0", 1, img)
 	spy := &spySource{Source: p.source()}
 	d := newDevice(t, p, func(c *update.ClientConfig, _ *update.InstallerConfig) { c.Images = spy })
-	sel, err := d.choose()
-	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	cut := false
 	d.icfg.Progress = func(_ string, done, total int64) {
@@ -602,9 +600,7 @@ func TestInstallContinuesWhereItWasCut(t *testing.T) {
 		}
 	}
 	d.restart()
-	_, err = d.client.Refresh(t.Context())
-	require.NoError(t, err)
-	sel, err = d.client.Select(t.Context(), d.node())
+	sel, err := d.choose()
 	require.NoError(t, err)
 	require.ErrorIs(t, d.in.Install(ctx, sel), context.Canceled)
 	assert.Equal(t, update.Writing, d.reboot().Phase)

@@ -309,8 +309,7 @@ func TestD11AbsentFilesAreNotRetried(t *testing.T) {
 // endless is a source of one huge file that is never in memory.
 type endless struct {
 	update.Source
-	name string
-	n    int64
+	n int64
 }
 
 func (s endless) Open(ctx context.Context, name string, off, n int64) (io.ReadCloser, error) {

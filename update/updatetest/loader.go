@@ -95,8 +95,8 @@ func (l *Loader) Boot() update.Slot {
 }
 
 // TestBootControl checks that a boot loader backend keeps the contract of
-// update.BootControl. open returns the backend with slots a running and good
-// and b invalid; it is called again to read what was stored. boot does what the
+// update.BootControl. open returns the backend with one slot running and good
+// and the other invalid; it is called again to read what was stored. boot does what the
 // boot loader does at power-on and returns the slot that it takes.
 func TestBootControl(t *testing.T, open func() update.BootControl, boot func() update.Slot) {
 	t.Helper()
@@ -127,13 +127,13 @@ func TestBootControl(t *testing.T, open func() update.BootControl, boot func() u
 			t.Fatalf("%s: slot %q was booted, want %q", step, got, want)
 		}
 	}
-	var slots []update.Slot
-	for s := range status() {
-		slots = append(slots, s)
-	}
-	a, b := slots[0], slots[1]
-	if status()[b].Running {
-		a, b = b, a
+	var a, b update.Slot
+	for s, st := range status() {
+		if st.Running {
+			a = s
+		} else {
+			b = s
+		}
 	}
 	expect("fresh", update.SlotStatus{Slot: a, Running: true, Good: true})
 	expect("fresh", update.SlotStatus{Slot: b})
@@ -141,15 +141,18 @@ func TestBootControl(t *testing.T, open func() update.BootControl, boot func() u
 	do("invalidate", open().Invalidate(ctx, b))
 	booted("invalid slot", a)
 	do("arm", open().Arm(ctx, b, 3))
-	expect("armed", update.SlotStatus{Slot: b, Tries: 3})
+	if got := status()[b]; got.Good || got.Running || got.Tries < 1 || got.Tries > 3 {
+		t.Fatalf("armed: slot %s is %+v, want 1 to 3 tries", b, got)
+	}
 	expect("armed", update.SlotStatus{Slot: a, Running: true, Good: true})
 	do("invalidate armed", open().Invalidate(ctx, b))
 	booted("armed and invalidated", a)
 
 	do("arm", open().Arm(ctx, b, 2))
-	booted("first try", b)
-	expect("first try", update.SlotStatus{Slot: b, Running: true, Tries: 1})
-	booted("second try", b)
+	for n := status()[b].Tries; n > 0; n-- { // a loader may give fewer tries
+		booted("trial", b)
+		expect("trial", update.SlotStatus{Slot: b, Running: true, Tries: n - 1})
+	}
 	booted("tries used up", a)
 	expect("tries used up", update.SlotStatus{Slot: b})
 	booted("still", a)
