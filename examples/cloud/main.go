@@ -61,11 +61,8 @@ func command(ctx context.Context, args []string, stdout io.Writer) error {
 	default:
 		return wire.Usage("%q is none of init, serve, issue", args[0])
 	}
-	if err := flags.Parse(args[1:]); err != nil {
-		return wire.Usage("%w", err)
-	}
-	if flags.NArg() > 0 {
-		return wire.Usage("unexpected argument %q", flags.Arg(0))
+	if err := wire.ParseFlags(flags, args[1:], stdout); err != nil {
+		return err
 	}
 	if *state == "" {
 		return wire.Usage("-state DIR is missing")

@@ -40,11 +40,8 @@ func command(ctx context.Context, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("node "+args[0], flag.ContinueOnError)
 	name := flags.String("config", "/etc/trusttree/node.json", "the configuration file")
 	check := flags.Bool("check", false, "parse the configuration and what it names, and stop")
-	if err := flags.Parse(args[1:]); err != nil {
-		return wire.Usage("%w", err)
-	}
-	if flags.NArg() > 0 {
-		return wire.Usage("unexpected argument %q", flags.Arg(0))
+	if err := wire.ParseFlags(flags, args[1:], stdout); err != nil {
+		return err
 	}
 	cfg, err := loadConfig(*name)
 	if err != nil {

@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -33,6 +34,27 @@ func Usage(format string, args ...any) error {
 	return &CodeError{Code: ExitUsage, Err: fmt.Errorf(format, args...)}
 }
 
+// ErrHelp says that help was asked for and given.
+var ErrHelp = &CodeError{Code: ExitDone, Err: flag.ErrHelp}
+
+// ParseFlags parses a command's arguments. A mistake is a usage error; -h
+// prints the flags to w and returns ErrHelp; what remains is an error, too.
+func ParseFlags(flags *flag.FlagSet, args []string, w io.Writer) error {
+	flags.SetOutput(io.Discard)
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintf(w, "usage of %s:\n", flags.Name())
+		flags.SetOutput(w)
+		flags.PrintDefaults()
+		return ErrHelp
+	case err != nil:
+		return Usage("%w (%s -h lists the flags)", err, flags.Name())
+	case flags.NArg() > 0:
+		return Usage("unexpected argument %q", flags.Arg(0))
+	}
+	return nil
+}
+
 // Refused is an error by which a policy said no.
 func Refused(err error, hint string) error { return &CodeError{ExitRefused, hint, err} }
 
@@ -42,7 +64,7 @@ func Unavailable(err error, hint string) error { return &CodeError{ExitUnavailab
 // Report prints an error for the person who called the command and returns
 // the exit code.
 func Report(w io.Writer, command string, err error) int {
-	if err == nil {
+	if err == nil || errors.Is(err, ErrHelp) {
 		return ExitDone
 	}
 	fmt.Fprintf(w, "%s: %v\n", command, err)
@@ -53,7 +75,7 @@ func Report(w io.Writer, command string, err error) int {
 		}
 		return coded.Code
 	}
-	var netErr net.Error
+	var netErr *net.OpError
 	if errors.As(err, &netErr) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return ExitUnavailable
 	}

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trusttree/trusttree/attest/registry"
+	"github.com/trusttree/trusttree/attest/registry/registrytest"
+	"github.com/trusttree/trusttree/examples/wire"
+	"github.com/trusttree/trusttree/tenantstore"
+	"github.com/trusttree/trusttree/tenantstore/keys"
+)
+
+func initialised(t *testing.T) string {
+	t.Helper()
+	state := filepath.Join(t.TempDir(), "cloud")
+	require.NoError(t, command(t.Context(), []string{"init", "-state", state}, &bytes.Buffer{}))
+	return state
+}
+
+func TestInitMakesWhatServeNeeds(t *testing.T) {
+	state := initialised(t)
+	require.NoError(t, filepath.WalkDir(state, func(path string, d os.DirEntry, err error) error {
+		fi, err := d.Info()
+		if err == nil && d.Type().IsRegular() && filepath.Dir(path) == state {
+			assert.Equal(t, os.FileMode(0o600), fi.Mode().Perm(), path)
+		}
+		return err
+	}))
+	boot, err := wire.LoadBootstrap(filepath.Join(state, "bootstrap.json"))
+	require.NoError(t, err)
+	assert.Equal(t, "city.example", boot.TrustDomain)
+
+	// Without a TPM maker no node could enrol: it says what to do.
+	err = command(t.Context(), []string{"serve", "-state", state, "-check"}, &bytes.Buffer{})
+	require.ErrorContains(t, err, "tpm-makers")
+	maker, err := os.ReadFile(filepath.Join(state, "ca.crt"))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(state, "tpm-makers", "maker.pem"), maker, 0o600))
+	var out bytes.Buffer
+	require.NoError(t, command(t.Context(), []string{"serve", "-state", state, "-check"}, &out))
+	assert.Contains(t, out.String(), "ok, domain city.example")
+}
+
+func TestInitNeverReplacesKeys(t *testing.T) {
+	state := initialised(t)
+	before, err := os.ReadFile(filepath.Join(state, "ca.key"))
+	require.NoError(t, err)
+	err = command(t.Context(), []string{"init", "-state", state}, &bytes.Buffer{})
+	assert.Equal(t, wire.ExitUsage, wire.Report(&bytes.Buffer{}, "cloud", err))
+	after, err := os.ReadFile(filepath.Join(state, "ca.key"))
+	require.NoError(t, err)
+	assert.Equal(t, before, after)
+}
+
+func TestCommandExitCodes(t *testing.T) {
+	state := initialised(t)
+	require.NoError(t, os.WriteFile(filepath.Join(state, "tpm-makers", "maker.pem"), []byte("no PEM"), 0o600))
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		says string
+	}{
+		"nothing":         {nil, wire.ExitUsage, "say what to do"},
+		"unknown verb":    {[]string{"x"}, wire.ExitUsage, `"x" is none of`},
+		"no state":        {[]string{"serve"}, wire.ExitUsage, "-state DIR"},
+		"absent state":    {[]string{"serve", "-state", "/absent"}, wire.ExitFailed, "cloud init"},
+		"page for all":    {[]string{"serve", "-state", state, "-insecure-loopback-page", "0.0.0.0:80"}, wire.ExitUsage, "only a loopback address"},
+		"bad maker":       {[]string{"serve", "-state", state, "-check"}, wire.ExitFailed, "maker.pem"},
+		"issue, no name":  {[]string{"issue", "-state", state}, wire.ExitUsage, "-name"},
+		"issue, bad name": {[]string{"issue", "-state", state, "-name", "../x"}, wire.ExitUsage, "-name"},
+	} {
+		var stderr bytes.Buffer
+		code := wire.Report(&stderr, "cloud", command(t.Context(), c.args, &stderr))
+		assert.Equal(t, c.code, code, "%s: %s", name, stderr.String())
+		assert.Contains(t, stderr.String(), c.says, name)
+	}
+}
+
+func testStore(t *testing.T) *tenantstore.Store {
+	t.Helper()
+	dir := t.TempDir()
+	a, err := newAuthority("city.example")
+	require.NoError(t, err)
+	kek, err := keys.OpenDir(t.Context(), filepath.Join(dir, "kek"), nil)
+	require.NoError(t, err)
+	roots := x509.NewCertPool()
+	roots.AddCert(a.cert)
+	store, err := tenantstore.Open(t.Context(), tenantstore.Config{Dir: filepath.Join(dir, "store"), Keys: kek, Owners: []crypto.PublicKey{a.key.Public()}, Roots: roots})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = store.Close(context.WithoutCancel(t.Context())) })
+	return store
+}
+
+func TestRegistryOverTheStore(t *testing.T) {
+	t.Run("devices", func(t *testing.T) {
+		registrytest.Devices(t, devices{testStore(t).System()})
+	})
+	t.Run("challenges", func(t *testing.T) {
+		registrytest.Challenges(t, challenges{testStore(t).System()})
+	})
+}
+
+func TestTokenBindsOneTPM(t *testing.T) {
+	s := tokens{testStore(t).System()}
+	now := time.Now()
+	require.NoError(t, s.add(t.Context(), []byte("token"), now.Add(time.Hour)))
+	first, second := registry.DeviceID{1}, registry.DeviceID{2}
+	require.NoError(t, s.check(t.Context(), []byte("token"), first, now))
+	require.NoError(t, s.use(t.Context(), []byte("token"), first, now))
+	require.NoError(t, s.use(t.Context(), []byte("token"), first, now), "an answer that was lost")
+	require.ErrorIs(t, s.use(t.Context(), []byte("token"), second, now), errToken, "a cloned node")
+	require.ErrorIs(t, s.check(t.Context(), []byte("guess"), first, now), errToken)
+	require.NoError(t, s.add(t.Context(), []byte("old"), now.Add(-time.Hour)))
+	require.ErrorIs(t, s.check(t.Context(), []byte("old"), first, now), errToken)
+}
+
+func TestChallengesAreSwept(t *testing.T) {
+	s := challenges{testStore(t).System()}
+	now := time.Now()
+	require.NoError(t, s.Put(t.Context(), "old", []byte("x"), now.Add(-time.Minute)))
+	require.NoError(t, s.Put(t.Context(), "new", []byte("y"), now.Add(time.Minute)))
+	require.NoError(t, s.sweep(t.Context(), now))
+	_, err := s.Take(t.Context(), "old")
+	require.ErrorIs(t, err, registry.ErrNotFound)
+	v, err := s.Take(t.Context(), "new")
+	require.NoError(t, err)
+	assert.Equal(t, "y", string(v))
+}
+
+func TestPageEscapesWhatNodesSay(t *testing.T) {
+	f := newFleet(time.Now)
+	f.setState("00", "/node/00", "contraindicated", `<script>alert(1)</script>`)
+	f.setLink("00", "boot", false, "bad")
+	rec := httptest.NewRecorder()
+	page(f, nil).ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/", nil))
+	assert.Equal(t, http.StatusOK, rec.Code)
+	assert.NotContains(t, rec.Body.String(), "<script>")
+	assert.Contains(t, rec.Header().Get("Content-Security-Policy"), "default-src 'none'")
+	rec = httptest.NewRecorder()
+	page(f, nil).ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/fleet.json", nil))
+	var nodes []nodeView
+	require.NoError(t, json.Unmarshal(rec.Body.Bytes(), &nodes))
+	require.Len(t, nodes, 1)
+	assert.Equal(t, "contraindicated", nodes[0].State)
+}

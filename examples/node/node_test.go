@@ -1,0 +1,105 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trusttree/trusttree/examples/wire"
+)
+
+func goodConfig(t *testing.T) map[string]any {
+	dir := t.TempDir()
+	return map[string]any{
+		"version": 1, "state": filepath.Join(dir, "state"), "run": filepath.Join(dir, "run"), "bootstrap": filepath.Join(dir, "bootstrap.json"),
+		"tpm": "unix:" + filepath.Join(dir, "tpm"), "tpm_makers": "makers.pem", "policies": dir, "flows": "flows.json",
+		"hardware": "streetlight-1", "channel": "stable",
+	}
+}
+
+func writeConfig(t *testing.T, cfg map[string]any) string {
+	data, err := json.Marshal(cfg)
+	require.NoError(t, err)
+	name := filepath.Join(t.TempDir(), "node.json")
+	require.NoError(t, os.WriteFile(name, data, 0o600))
+	return name
+}
+
+func TestConfigIsStrict(t *testing.T) {
+	_, err := loadConfig(writeConfig(t, goodConfig(t)))
+	require.NoError(t, err)
+	for name, change := range map[string]func(map[string]any){
+		"unknown key":    func(m map[string]any) { m["tmp"] = 1 },
+		"other version":  func(m map[string]any) { m["version"] = 2 },
+		"relative state": func(m map[string]any) { m["state"] = "state" },
+		"no policies":    func(m map[string]any) { delete(m, "policies") },
+		"module without CA": func(m map[string]any) {
+			m["modules"] = []any{map[string]any{"bay": "1", "class": "c", "chip": "atecc"}}
+		},
+		"module, odd chip": func(m map[string]any) {
+			m["modules"] = []any{map[string]any{"bay": "1", "class": "c", "ca": "x", "chip": "?"}}
+		},
+		"one slot":            func(m map[string]any) { m["slots"] = []string{"a"} },
+		"stream with a slash": func(m map[string]any) { m["streams"] = []any{map[string]any{"name": "../x", "every_seconds": 1}} },
+		"stream without rate": func(m map[string]any) { m["streams"] = []any{map[string]any{"name": "x"}} },
+	} {
+		cfg := goodConfig(t)
+		change(cfg)
+		_, err := loadConfig(writeConfig(t, cfg))
+		assert.Error(t, err, name)
+	}
+}
+
+func TestCommandExitCodes(t *testing.T) {
+	good := writeConfig(t, goodConfig(t))
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		says string
+	}{
+		"nothing":            {nil, wire.ExitUsage, "say what to do"},
+		"unknown verb":       {[]string{"dance"}, wire.ExitUsage, "say what to do"},
+		"unknown flag":       {[]string{"run", "-x"}, wire.ExitUsage, "flag provided but not defined"},
+		"extra argument":     {[]string{"run", "-config", good, "y"}, wire.ExitUsage, `unexpected argument "y"`},
+		"absent config":      {[]string{"run", "-config", "/absent"}, wire.ExitFailed, "/absent"},
+		"absent bootstrap":   {[]string{"run", "-config", good}, wire.ExitFailed, "bootstrap.json"},
+		"status, no daemon":  {[]string{"status", "-config", good}, wire.ExitUnavailable, "is the node running?"},
+		"config of no bytes": {[]string{"run", "-config", "/dev/null"}, wire.ExitUsage, "/dev/null"},
+	} {
+		var stderr bytes.Buffer
+		code := wire.Report(&stderr, "node", command(t.Context(), c.args, &stderr))
+		assert.Equal(t, c.code, code, name)
+		assert.Contains(t, stderr.String(), c.says, name)
+	}
+}
+
+func TestStatusShowsEachLink(t *testing.T) {
+	cfg := goodConfig(t)
+	require.NoError(t, os.MkdirAll(cfg["state"].(string), 0o700))
+	data, err := json.Marshal([]link{{Name: "tpm", OK: true, Detail: "device 00"}, {Name: "modules", Detail: "bay-1 refused"}})
+	require.NoError(t, err)
+	require.NoError(t, writeFile(filepath.Join(cfg["state"].(string), "status.json"), data))
+	var out bytes.Buffer
+	require.NoError(t, command(t.Context(), []string{"status", "-config", writeConfig(t, cfg)}, &out))
+	assert.Contains(t, out.String(), "tpm      ok")
+	assert.Contains(t, out.String(), "modules  FAILED")
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte(`{"version":1,"modules":[{"bay":"1"}]}`))
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, data []byte) {
+		name := filepath.Join(dir, "node.json")
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if cfg, err := loadConfig(name); err == nil && cfg.Version != 1 {
+			t.Fatal("accepted another version")
+		}
+	})
+}
