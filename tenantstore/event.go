@@ -163,6 +163,7 @@ func (a *auditor) record(ctx context.Context, t trail, e Event) error {
 		a.slog.ErrorContext(ctx, "audit log can't be written", "event", "tenantstore.audit_failed", "error", err)
 		return err
 	}
+	a.arm()
 	level := slog.LevelInfo
 	if e.Outcome != "" {
 		level = slog.LevelWarn
@@ -190,23 +191,19 @@ func (a *auditor) count(t trail, p Principal, id ID, action, collection string) 
 	acc.trail = t
 	acc.count++
 	a.pending[k] = acc
-	if a.timer == nil {
-		a.timer = time.AfterFunc(accessInterval, func() { _ = a.flush() })
-	}
+	a.arm()
 	return nil
 }
 
-func (a *auditor) flush() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.flushLocked()
+// arm makes sure that what is pending is written, and what is written is
+// signed, within accessInterval. The caller holds a.mu.
+func (a *auditor) arm() {
+	if a.timer == nil {
+		a.timer = time.AfterFunc(accessInterval, func() { _, _, _ = a.checkpoint() })
+	}
 }
 
 func (a *auditor) flushLocked() error {
-	if a.timer != nil {
-		a.timer.Stop()
-		a.timer = nil
-	}
 	if a.failed != nil || len(a.pending) == 0 {
 		return a.failed
 	}
@@ -232,6 +229,10 @@ func (a *auditor) flushLocked() error {
 func (a *auditor) checkpoint() ([]byte, int64, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.timer != nil {
+		a.timer.Stop()
+		a.timer = nil
+	}
 	if err := a.flushLocked(); err != nil {
 		return nil, 0, err
 	}

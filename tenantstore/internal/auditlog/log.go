@@ -70,11 +70,18 @@ func Open(dir string, signer note.Signer, verifier note.Verifier, each func(leaf
 	if err := durable.SyncDir(dir); err != nil {
 		return nil, err
 	}
+	head, err := l.readHead(verifier)
+	if err != nil {
+		return nil, err
+	}
 	fi, err := l.hashes.Stat()
 	if err != nil {
 		return nil, err
 	}
-	known := fi.Size() / tlog.HashSize // hashes on disk
+	rebuild := head.N // hashes behind the checkpoint may not have reached the disk
+	if fi.Size() < tlog.StoredHashCount(head.N)*tlog.HashSize {
+		rebuild = 0
+	}
 	for e, err := range l.scan() {
 		if err != nil {
 			return nil, err
@@ -82,12 +89,15 @@ func Open(dir string, signer note.Signer, verifier note.Verifier, each func(leaf
 		if err := each(e.Leaf); err != nil {
 			return nil, err
 		}
-		if tlog.StoredHashCount(e.Seq+1) > known { // the cut came between the two files
+		if e.Seq >= rebuild {
 			if err := l.writeHashes(e.Seq, e.Leaf); err != nil {
 				return nil, err
 			}
 		}
 		l.size, l.end = e.Seq+1, e.end
+	}
+	if err := l.checkHead(head); err != nil {
+		return nil, err
 	}
 	if err := l.entries.Truncate(l.end); err != nil {
 		return nil, err
@@ -98,7 +108,12 @@ func Open(dir string, signer note.Signer, verifier note.Verifier, each func(leaf
 	if err := errors.Join(l.entries.Sync(), l.hashes.Sync()); err != nil {
 		return nil, err
 	}
-	return l, l.checkHead(verifier)
+	if l.size == 0 { // from now on a log without a checkpoint was tampered with
+		if _, _, err := l.Checkpoint(); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
 }
 
 func openFile(name string) (*os.File, error) {
@@ -108,32 +123,42 @@ func openFile(name string) (*os.File, error) {
 	return os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 }
 
-// checkHead compares the files with the checkpoint that was signed last.
-func (l *Log) checkHead(verifier note.Verifier) error {
+// readHead reads the checkpoint that was signed last; without one the log must
+// be empty.
+func (l *Log) readHead(verifier note.Verifier) (tree tlog.Tree, err error) {
 	f, err := os.Open(filepath.Join(l.dir, "checkpoint"))
 	if errors.Is(err, fs.ErrNotExist) {
-		if l.size == 0 {
-			return nil
+		fi, err := l.entries.Stat()
+		if err == nil && fi.Size() > 0 {
+			err = fmt.Errorf("%w: the checkpoint is missing", ErrTampered)
 		}
-		return fmt.Errorf("%w: the checkpoint is missing", ErrTampered)
+		return tree, err
 	}
 	if err != nil {
-		return err
+		return tree, err
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxCheckpoint))
 	if err != nil {
-		return err
+		return tree, err
 	}
 	origin, tree, err := OpenCheckpoint(b, verifier)
+	if err == nil && origin != l.signer.Name() {
+		err = fmt.Errorf("checkpoint of %q", origin)
+	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrTampered, err)
+		err = fmt.Errorf("%w: %w", ErrTampered, err)
 	}
-	if origin != l.signer.Name() {
-		return fmt.Errorf("%w: checkpoint of %q", ErrTampered, origin)
-	}
+	return tree, err
+}
+
+// checkHead compares the files with the checkpoint.
+func (l *Log) checkHead(tree tlog.Tree) error {
 	if tree.N > l.size {
 		return fmt.Errorf("%w: %d entries were signed, %d are there", ErrTampered, tree.N, l.size)
+	}
+	if tree.N == 0 {
+		return nil
 	}
 	h, err := tlog.TreeHash(tree.N, l)
 	if err != nil {
