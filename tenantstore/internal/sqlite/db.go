@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"sync"
 
 	"github.com/ncruces/go-sqlite3"
 
 	"github.com/trusttree/trusttree/tenantstore/engine"
+	"github.com/trusttree/trusttree/tenantstore/internal/group"
 )
-
-const maxGroup = 256 // transactions that share one commit at most
 
 var errClosed = errors.New("instance is closed")
 
@@ -22,22 +20,12 @@ type db struct {
 	c    *sqlite3.Conn
 	name string
 	lock chan struct{} // capacity 1; full while somebody uses c
+	wait group.Queue
 
 	// Owned by who holds lock.
 	get, put, insert, del, fwd, back             *sqlite3.Stmt
 	begin, commit, rollback, save, undo, release *sqlite3.Stmt
 	broken                                       error
-
-	mu    sync.Mutex
-	queue []*job
-}
-
-type job struct {
-	ctx  context.Context
-	f    func(engine.Tx) error
-	err  error
-	died any // what f panicked with
-	done chan struct{}
 }
 
 func (d *db) prepare() error {
@@ -64,6 +52,9 @@ func (d *db) prepare() error {
 }
 
 func (d *db) acquire(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	select {
 	case d.lock <- struct{}{}:
 	case <-ctx.Done():
@@ -78,101 +69,43 @@ func (d *db) acquire(ctx context.Context) error {
 
 func (d *db) free() { <-d.lock }
 
-// Update implements engine.DB by group commit: who gets the connection runs
-// everybody's transaction that waits, each in a savepoint, and commits once.
-func (d *db) Update(ctx context.Context, f func(engine.Tx) error) error {
-	j := &job{ctx: ctx, f: f, done: make(chan struct{})}
-	d.mu.Lock()
-	d.queue = append(d.queue, j)
-	d.mu.Unlock()
-	select {
-	case <-j.done: // another's commit took it along
-	case <-ctx.Done():
-		if d.withdraw(j) {
-			return ctx.Err()
-		}
-		<-j.done
-	case d.lock <- struct{}{}:
-		d.lead(j)
-		d.free()
-		<-j.done
-	}
-	if j.died != nil {
-		panic(j.died)
-	}
-	return j.err
-}
+// Update implements engine.DB.
+func (d *db) Update(ctx context.Context, f func(engine.Tx) error) error { return d.wait.Do(ctx, f) }
 
-// lead runs groups until j, if it is still waiting, is done.
-func (d *db) lead(j *job) {
-	for {
-		select {
-		case <-j.done:
-			return
-		default:
-		}
-		d.mu.Lock()
-		n := min(len(d.queue), maxGroup)
-		group := append([]*job(nil), d.queue[:n]...)
-		d.queue = d.queue[n:]
-		d.mu.Unlock()
-		if n == 0 {
-			return
-		}
-		d.runGroup(group)
+// runGroup commits jobs together, each in a savepoint.
+func (d *db) runGroup(jobs []*group.Job) (err error) {
+	if d.broken != nil {
+		return d.broken
 	}
-}
-
-func (d *db) withdraw(j *job) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for i, q := range d.queue {
-		if q == j {
-			d.queue = append(d.queue[:i:i], d.queue[i+1:]...)
-			return true
-		}
-	}
-	return false
-}
-
-func (d *db) runGroup(group []*job) {
-	err := d.broken
-	if err == nil {
-		err = d.begin.Exec()
-	}
-	if err == nil {
-		for _, j := range group {
-			if err = d.runJob(j, len(group) > 1); err != nil {
+	if err = d.begin.Exec(); err == nil {
+		for _, j := range jobs {
+			if err = d.runJob(j, len(jobs) > 1); err != nil {
 				break
 			}
 		}
 	}
 	if err == nil {
-		if len(group) == 1 && group[0].err != nil {
+		if len(jobs) == 1 && jobs[0].Err != nil {
 			err = d.rollback.Exec()
 		} else {
 			err = d.commit.Exec()
 		}
 	}
-	if err != nil && d.broken == nil {
-		err = classify(d.name, err)
-		if !d.c.GetAutocommit() {
-			if rerr := d.rollback.Exec(); rerr != nil {
-				d.broken = fmt.Errorf("%w (rolling back: %w)", err, rerr)
-			}
+	if err == nil {
+		return nil
+	}
+	err = classify(d.name, err)
+	if !d.c.GetAutocommit() {
+		if rerr := d.rollback.Exec(); rerr != nil {
+			d.broken = fmt.Errorf("%w (rolling back: %w)", err, rerr)
 		}
 	}
-	for _, j := range group {
-		if err != nil {
-			j.err = err
-		}
-		close(j.done)
-	}
+	return err
 }
 
 // runJob returns an error only when the whole transaction is lost.
-func (d *db) runJob(j *job, nested bool) error {
-	if j.err = j.ctx.Err(); j.err != nil {
+func (d *db) runJob(j *group.Job, nested bool) error {
+	if j.Err = j.Ctx.Err(); j.Err != nil {
 		return nil
 	}
 	if nested {
@@ -180,25 +113,18 @@ func (d *db) runJob(j *job, nested bool) error {
 			return err
 		}
 	}
-	d.c.SetInterrupt(j.ctx)
+	d.c.SetInterrupt(j.Ctx)
 	tx := &tx{d: d, write: true}
-	func() {
-		defer func() {
-			if j.died = recover(); j.died != nil {
-				j.err = errors.New("transaction panicked")
-			}
-		}()
-		j.err = j.f(tx)
-	}()
+	j.Run(tx)
 	tx.d = nil
 	d.c.SetInterrupt(context.Background())
 	if d.c.GetAutocommit() { // SQLite itself has rolled the transaction back
-		return errors.Join(errors.New("transaction was rolled back"), j.err)
+		return errors.Join(errors.New("transaction was rolled back"), j.Err)
 	}
 	if !nested {
 		return nil
 	}
-	if j.err != nil {
+	if j.Err != nil {
 		if err := d.undo.Exec(); err != nil {
 			return err
 		}

@@ -198,6 +198,7 @@ func (e *Engine) open(ctx context.Context, dir string, fileKey []byte, create bo
 		return nil, classify(dir, err)
 	}
 	d := &db{c: c, name: dir, lock: make(chan struct{}, 1)}
+	d.wait.Lock, d.wait.Commit = d.lock, d.runGroup
 	defer func() {
 		if err != nil {
 			_ = d.Close()
