@@ -25,6 +25,11 @@ type Config struct {
 	// Slot holds the private key, 0 to 15.
 	Slot int
 
+	// Strict proves with a message that the chip composes, for keys that may
+	// sign nothing else (TrustFLEX: slot 1). The verifier then lists
+	// InternalScheme instead of Scheme.
+	Strict bool
+
 	// Certificates finds the chip's chain. Nil means StoredChain(8).
 	Certificates CertSource
 
@@ -39,7 +44,7 @@ type Chip struct {
 	host *Host
 	cfg  Config
 
-	busy chan struct{} // holds a token while the chip is used
+	busy chan struct{} // holds a token while the chip is used, by any handle
 
 	mu     sync.Mutex
 	closed bool
@@ -65,9 +70,11 @@ func (h *Host) Chip(cfg Config) (*Chip, error) {
 		cfg.MinRevision = ATECC608A
 	}
 	h.mu.Lock()
-	h.awake[cfg.Address] = false
-	h.mu.Unlock()
-	return &Chip{host: h, cfg: cfg, busy: make(chan struct{}, 1)}, nil
+	defer h.mu.Unlock()
+	if h.busy[cfg.Address] == nil {
+		h.busy[cfg.Address], h.awake[cfg.Address] = make(chan struct{}, 1), false
+	}
+	return &Chip{host: h, cfg: cfg, busy: h.busy[cfg.Address]}, nil
 }
 
 // Close forgets the chip. It sends nothing: every proof leaves it asleep.
@@ -106,6 +113,13 @@ func (c *Chip) Prove(ctx context.Context, ch moduleid.Challenge) (*moduleid.Evid
 		c.mu.Lock()
 		c.device, c.chain = device, chain
 		c.mu.Unlock()
+	}
+	if c.cfg.Strict {
+		message, sig, err := c.internal(ctx, device, ch.Digest())
+		if err != nil {
+			return nil, err
+		}
+		return &moduleid.Evidence{Scheme: SchemeInternal, Chain: chain, Message: message, Signature: sig}, nil
 	}
 	sig, err := c.external(ctx, device, ch.Digest())
 	if err != nil {
@@ -195,7 +209,7 @@ func (c *Chip) identify(ctx context.Context, ch moduleid.Challenge) (*Device, []
 	if d.Revision < c.cfg.MinRevision {
 		return nil, nil, refuse(moduleid.ReasonModel, fmt.Errorf("the chip is an %s; at least %s is asked for", d.Revision, c.cfg.MinRevision))
 	}
-	if err := d.Config.Check(c.cfg.Slot); err != nil {
+	if err := d.Config.check(c.cfg.Slot, c.cfg.Strict); err != nil {
 		return nil, nil, refuse(moduleid.ReasonModel, err)
 	}
 	if unlockedRandom(rnd) {

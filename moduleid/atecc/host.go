@@ -32,12 +32,13 @@ type Host struct {
 	active  int
 	since   time.Time
 	unlock  func() error
-	awake   map[uint8]bool // known chips that a wake woke and nobody put to sleep
+	awake   map[uint8]bool          // known chips that a wake woke and nobody put to sleep
+	busy    map[uint8]chan struct{} // a token by address while the chip is used
 }
 
 // NewHost returns the host of a bus. Closing the bus is the caller's.
 func NewHost(bus Bus) *Host {
-	return &Host{bus: bus, wire: make(chan struct{}, 1), slots: make(chan struct{}, maxAtOnce), changed: make(chan struct{}), awake: map[uint8]bool{}}
+	return &Host{bus: bus, wire: make(chan struct{}, 1), slots: make(chan struct{}, maxAtOnce), changed: make(chan struct{}), awake: map[uint8]bool{}, busy: map[uint8]chan struct{}{}}
 }
 
 func (h *Host) broadcast() {
@@ -196,7 +197,7 @@ func (h *Host) pulse(ctx context.Context) error {
 }
 
 // errLost says that the chip no longer holds what was loaded: start over.
-var errLost = errors.New("the chip fell asleep in between")
+var errLost = errors.New("the chip lost its state or its answer")
 
 // run sends one command and waits for its answer.
 func (h *Host) run(ctx context.Context, addr uint8, c command) ([]byte, error) {
@@ -236,7 +237,7 @@ func (h *Host) once(ctx context.Context, addr uint8, c command) ([]byte, error) 
 			return data, nil
 		case errors.Is(err, errCRC) || errors.Is(err, errLength):
 			if corrupt++; corrupt > 2 {
-				return nil, fmt.Errorf("%s: %w, three times", c.name, err)
+				return nil, fmt.Errorf("%w: %s: %w, three times", errLost, c.name, err)
 			}
 		case !errors.Is(err, ErrNACK):
 			return nil, err

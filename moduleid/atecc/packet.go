@@ -187,3 +187,23 @@ func load(target byte, digest [32]byte) command {
 func sign(source byte, slot int) command {
 	return command{name: "Sign", op: opSign, p1: 0x80 | source, p2: uint16(slot), answer: 64, typ: 50 * time.Millisecond, max: 665 * time.Millisecond}
 }
+
+// randomNonce starts TempKey from the chip's random number and the host's 20
+// bytes.
+func randomNonce(in []byte) command {
+	return command{name: "Nonce", op: opNonce, data: in, answer: 32, typ: 10 * time.Millisecond, max: 29 * time.Millisecond}
+}
+
+// publicDigest mixes a slot's public key into TempKey.
+func publicDigest(slot int) command {
+	c := public(slot)
+	c.p1 = modeGenKeyDigest
+	return c
+}
+
+// signInternal signs TempKey with what the chip knows about it.
+func signInternal(slot int) command {
+	c := sign(0, slot)
+	c.p1 = modeSignInternal
+	return c
+}
