@@ -1,7 +1,11 @@
 package fscrypt
 
 import (
+	"bytes"
 	"context"
+	"io"
+
+	"filippo.io/age"
 
 	"github.com/trusttree/trusttree/fscrypt/internal/disk"
 )
@@ -19,4 +23,15 @@ func OpenOn(ctx context.Context, d disk.FS, cfg Config, ps ...Protector) (*Volum
 func ParseHeader(b []byte) error {
 	_, err := parseHeader(b)
 	return err
+}
+
+// ReadThroughCache reads an age file the way that a File does.
+func ReadThroughCache(file []byte, ids ...age.Identity) ([]byte, error) {
+	r, size, err := age.DecryptReaderAt(bytes.NewReader(file), int64(len(file)), ids...)
+	if err != nil {
+		return nil, err
+	}
+	v := &Volume{cache: newChunkCache(0)}
+	f := &File{v: v, parts: []partReader{{part: part{ID: "x", Size: size}, plain: r}}}
+	return io.ReadAll(f)
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/trusttree/trusttree/fscrypt"
 	"github.com/trusttree/trusttree/fscrypt/release"
+	"github.com/trusttree/trusttree/internal/testenv"
 	"github.com/trusttree/trusttree/internal/tpm"
 	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
 )
@@ -38,9 +39,19 @@ type device interface {
 	Reboot(context.Context) error
 }
 
+// newTPM is the TPM in process, which is quick, or swtpm for full figures.
 func newTPM(t testing.TB) *tpmtest.TPM {
-	dev, _ := tpmtest.New(t)
+	if testenv.Long() {
+		dev, _ := tpmtest.New(t)
+		return dev
+	}
+	dev, _ := tpmtest.NewSoft(t)
 	return dev
+}
+
+// bothTPMs runs a test on either kind of TPM.
+func bothTPMs(t *testing.T, f func(t *testing.T, dev *tpmtest.TPM)) {
+	tpmtest.Each(t, func(t *testing.T, dev *tpmtest.TPM, _ *tpmtest.Maker) { f(t, dev) })
 }
 
 // boot extends what a boot of an image measures into PCR 7 and 11.
@@ -130,3 +141,7 @@ func grep(t testing.TB, dir string, needle []byte) bool {
 func hexOf(b []byte) string { return hex.EncodeToString(b) }
 
 func readDir(v *fscrypt.Volume, dir string) ([]fs.DirEntry, error) { return fs.ReadDir(v.FS(), dir) }
+
+type ctx = context.Context
+
+func sha256Sum(b []byte) [32]byte { return sha256.Sum256(b) }

@@ -20,12 +20,6 @@ import (
 // literal is a boot policy of literal PCR values.
 type literal struct{ values map[int][]byte }
 
-func literalNow(t testing.TB, dev transport.TPM, pcrs ...int) *literal {
-	v, err := tpm.ReadPCRs(dev, crypto.SHA256, pcrs...)
-	require.NoError(t, err)
-	return &literal{v}
-}
-
 func (l *literal) PCRs() (crypto.Hash, map[int][]byte) { return crypto.SHA256, l.values }
 
 func (l *literal) command(session tpm2.TPMISHPolicy) tpm2.PolicyPCR {

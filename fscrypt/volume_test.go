@@ -23,8 +23,9 @@ import (
 
 var loose = fscrypt.Config{Label: "test", UnsafeNoFreshness: true}
 
-func TestTwoVolumesOfANode(t *testing.T) {
-	dev := newTPM(t)
+func TestTwoVolumesOfANode(t *testing.T) { bothTPMs(t, twoVolumes) }
+
+func twoVolumes(t *testing.T, dev *tpmtest.TPM) {
 	ctx := t.Context()
 	c := newCloud(t)
 	boss := newAuthority(t)
@@ -191,8 +192,9 @@ func TestStolenDiskInAnotherTPMIsRefused(t *testing.T) {
 	require.ErrorIs(t, err, fscrypt.ErrTPMChanged)
 }
 
-func TestReplayedDiskIsRollback(t *testing.T) {
-	dev := newTPM(t)
+func TestReplayedDiskIsRollback(t *testing.T) { bothTPMs(t, replayedDisk) }
+
+func replayedDisk(t *testing.T, dev *tpmtest.TPM) {
 	dir, with := tpmVolume(t, dev, nil)
 	old := filepath.Join(t.TempDir(), "old")
 	copyTree(t, dir, old)
@@ -213,8 +215,9 @@ func TestReplayedDiskIsRollback(t *testing.T) {
 	lock(t, v)
 }
 
-func TestWithdrawnApprovalIsRevoked(t *testing.T) {
-	dev := newTPM(t)
+func TestWithdrawnApprovalIsRevoked(t *testing.T) { bothTPMs(t, withdrawnApproval) }
+
+func withdrawnApproval(t *testing.T, dev *tpmtest.TPM) {
 	f := defineFloor(t, dev, tpm.NVPolicyFloor)
 	boss := newAuthority(t)
 	v1 := boss.approve(t, imagePCRs("image 1"), "fleet", f, 1)
@@ -254,8 +257,9 @@ func TestForeignSignatureAndForeignFleetAreRefused(t *testing.T) {
 	}
 }
 
-func TestPINIsNeededAndLocksOut(t *testing.T) {
-	dev := newTPM(t)
+func TestPINIsNeededAndLocksOut(t *testing.T) { bothTPMs(t, pinLocksOut) }
+
+func pinLocksOut(t *testing.T, dev *tpmtest.TPM) {
 	dir, with := tpmVolume(t, dev, func(p *fscrypt.TPM) { p.PIN = []byte("1234") })
 	open := func(pin string) error {
 		p := with(imagePCRs("image 1"))
@@ -283,8 +287,9 @@ func TestPINIsNeededAndLocksOut(t *testing.T) {
 	assert.Positive(t, le.Wait)
 }
 
-func TestNothingSecretOnTheBus(t *testing.T) {
-	dev := newTPM(t)
+func TestNothingSecretOnTheBus(t *testing.T) { bothTPMs(t, nothingOnTheBus) }
+
+func nothingOnTheBus(t *testing.T, dev *tpmtest.TPM) {
 	bus := &tpmtest.Bus{TPM: dev}
 	boot(t, dev, "image 1")
 	p := &fscrypt.TPM{Device: bus, Policies: []fscrypt.BootPolicy{imagePCRs("image 1")}, PIN: []byte("pin pin pin pin!"), Share: tpm.NVVolumeShareFirst}
