@@ -277,7 +277,11 @@ func (a *appraisal) explain(pcr int, events [][]byte) {
 			num, hint = e.Num, e.Claimed().Hint()
 		}
 	}
-	f := a.r.add(Contraindicated, CodePCRReference, pcr, num, "%x (%s) is not allowed here, want %x%s", events[at], hint, want, more)
+	expected := "nothing more"
+	if want != nil {
+		expected = fmt.Sprintf("%x%s", want, more)
+	}
+	f := a.r.add(Contraindicated, CodePCRReference, pcr, num, "%x (%s) is not allowed here, want %s", events[at], hint, expected)
 	f.Want, f.Got = want, events[at]
 }
 

@@ -35,20 +35,26 @@ func read(tb testing.TB, elem ...string) []byte {
 // boot loads the evidence of a recorded boot.
 func boot(tb testing.TB, name string, bank crypto.Hash) secureboot.Evidence {
 	tb.Helper()
-	ev := secureboot.Evidence{Bank: bank, PCRs: map[int][]byte{}, EventLog: read(tb, name, "binary_bios_measurements"),
+	return secureboot.Evidence{Bank: bank, PCRs: pcrsOf(tb, read(tb, name, "pcrs.txt"), bank), EventLog: read(tb, name, "binary_bios_measurements"),
 		IMALog: read(tb, name, "ima_binary_runtime_measurements")}
-	s := bufio.NewScanner(bytes.NewReader(read(tb, name, "pcrs.txt")))
+}
+
+// pcrsOf reads lines of bank, index and hex value.
+func pcrsOf(tb testing.TB, text []byte, bank crypto.Hash) map[int][]byte {
+	tb.Helper()
+	pcrs := make(map[int][]byte)
+	s := bufio.NewScanner(bytes.NewReader(text))
 	for s.Scan() {
 		f := strings.Fields(s.Text())
 		if f[0] == eventlog.HashName(bank) {
 			pcr, err := strconv.Atoi(f[1])
 			require.NoError(tb, err)
-			ev.PCRs[pcr], err = hex.DecodeString(f[2])
+			pcrs[pcr], err = hex.DecodeString(f[2])
 			require.NoError(tb, err)
 		}
 	}
-	require.NotEmpty(tb, ev.PCRs)
-	return ev
+	require.NotEmpty(tb, pcrs)
+	return pcrs
 }
 
 func learn(tb testing.TB, bank crypto.Hash, opts secureboot.LearnOptions, names ...string) *secureboot.Policy {

@@ -91,6 +91,15 @@ func must(tb testing.TB, err error) {
 	}
 }
 
+// SetSecureBoot switches Secure Boot on or off, with the keys still enrolled,
+// as the firmware's menu would. Variables that the firmware made are lost.
+func (v *VM) SetSecureBoot(on bool) error {
+	if on {
+		return v.firmware("on")
+	}
+	return v.firmware("off")
+}
+
 // Certificate returns an enrolled certificate (DER): "PK", "KEK" or "db".
 func (v *VM) Certificate(name string) []byte { return v.keys[name].der }
 

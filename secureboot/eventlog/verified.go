@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"encoding/binary"
+	"fmt"
 	"iter"
 	"strconv"
 	"unicode/utf16"
@@ -87,6 +88,16 @@ func (e Event) Hint() string {
 		s = devicePath(data)
 	case EvSeparator:
 		s = "separator"
+	case EvEventTag: // TCG_PCClientTaggedEvent: ID, size, data
+		if len(data) > 8 {
+			s = text(data[8:])
+		}
+	case EvEFIGPTEvent, EvEFIGPTEvent2:
+		s = "partition table"
+	case EvEFIPlatformFirmwareBlob: // base and length
+		if len(data) == 16 {
+			s = fmt.Sprintf("%d bytes at 0x%x", binary.LittleEndian.Uint64(data[8:]), binary.LittleEndian.Uint64(data))
+		}
 	default:
 		s = text(data)
 	}
