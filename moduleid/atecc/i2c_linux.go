@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,8 +13,6 @@ import (
 // i2cSlave is the ioctl I2C_SLAVE of linux/i2c-dev.h. It refuses an address
 // that a kernel driver uses; I2C_SLAVE_FORCE, which does not, is never used.
 const i2cSlave = 0x0703
-
-const lockPoll = 2 * time.Millisecond
 
 // OpenI2C opens a bus of Linux's i2c-dev driver, such as /dev/i2c-1. The lock
 // is flock(2) on that device file, so that every process which opens the bus
@@ -26,16 +23,17 @@ func OpenI2C(path string) (Bus, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.lock, err = os.OpenFile(path, os.O_RDWR, 0)
+	lock, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrBus, err), f.Close())
 	}
+	b.lock = &fileLock{f: lock}
 	return b, nil
 }
 
 type i2cBus struct {
 	path string
-	lock *os.File // for flock alone
+	lock *fileLock // on a file of its own
 
 	mu     sync.Mutex
 	files  map[uint8]*os.File // one file per address: none is ever re-addressed
@@ -127,27 +125,14 @@ func (b *i2cBus) Wake(ctx context.Context) error {
 }
 
 // Lock implements Bus.
-func (b *i2cBus) Lock(ctx context.Context) (func() error, error) {
-	for {
-		err := unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() error { return unix.Flock(int(b.lock.Fd()), unix.LOCK_UN) }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return nil, fmt.Errorf("%w: %w", ErrBus, err)
-		}
-		if err := pause(ctx, lockPoll); err != nil {
-			return nil, fmt.Errorf("another process holds the bus: %w", err)
-		}
-	}
-}
+func (b *i2cBus) Lock(ctx context.Context) (func() error, error) { return b.lock.take(ctx) }
 
 // Close closes every file of the bus.
 func (b *i2cBus) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closed = true
-	err := b.lock.Close()
+	err := b.lock.f.Close()
 	for _, f := range b.files {
 		err = errors.Join(err, f.Close())
 	}
