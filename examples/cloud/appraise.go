@@ -71,7 +71,7 @@ func moduleAppraiser(v *moduleid.Verifier) attest.Appraiser {
 		if !ok {
 			return attest.Opinion{Status: attest.StatusContraindicated, Reasons: []attest.Reason{{Code: "modules.absent", Detail: "the evidence has no module report"}}}
 		}
-		_, err := v.VerifyReport(moduleid.ReportInput{
+		verdict, err := v.VerifyReport(moduleid.ReportInput{
 			Node: in.Device.String(), Nonce: in.Nonce, Body: body,
 			Bank: in.Bank, PCRs: in.PCRs,
 		})
@@ -79,23 +79,18 @@ func moduleAppraiser(v *moduleid.Verifier) attest.Appraiser {
 			return attest.Opinion{Status: attest.StatusAffirming}
 		}
 		op := attest.Opinion{Status: attest.StatusContraindicated}
-		for _, e := range flatten(err) {
-			code := "modules.refused"
-			var refused *moduleid.RefusedError
-			if errors.As(e, &refused) {
-				code = "modules." + string(refused.Reason())
+		if verdict != nil { // why each module was refused says more than what is missing then
+			for _, m := range verdict.Refused() {
+				for _, f := range m.Findings {
+					op.Reasons = append(op.Reasons, attest.Reason{Code: "modules." + string(f.Reason), Detail: m.Connector + ": " + f.Detail})
+				}
 			}
-			op.Reasons = append(op.Reasons, attest.Reason{Code: code, Detail: e.Error()})
+		}
+		if len(op.Reasons) == 0 {
+			op.Reasons = []attest.Reason{{Code: "modules.refused", Detail: err.Error()}}
 		}
 		return op
 	}
-}
-
-func flatten(err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return joined.Unwrap()
-	}
-	return []error{err}
 }
 
 // deviceOf reads the device ID from a node's SPIFFE ID: spiffe://domain/node/ID.

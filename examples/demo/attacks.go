@@ -17,13 +17,16 @@ import (
 	"github.com/trusttree/trusttree/update/repository"
 )
 
+// attackStep is one attack; run returns why it was refused.
+type attackStep struct {
+	name string
+	run  func(context.Context) (why string, err error)
+}
+
 // attack runs every attack against the running city. Each returns why it was
 // refused; one that is not refused is an error.
 func (c *city) attack(ctx context.Context) error {
-	attacks := []struct {
-		name string
-		run  func(context.Context) (why string, err error)
-	}{
+	attacks := []attackStep{
 		{"forbidden destination", c.forbiddenDestination},
 		{"the same, cloud side", c.forbiddenByCloud},
 		{"cross-tenant read", c.crossTenant},
@@ -34,22 +37,32 @@ func (c *city) attack(ctx context.Context) error {
 		{"stolen disk and TPM", c.stolenDiskAndTPM},
 		{"tampered boot", c.tamperedBoot},
 		{"cloned node", c.clonedNode},
-		{"stolen node, revoked", c.revokedNode},
+	}
+	if !c.keep {
+		attacks = append(attacks, attackStep{"stolen node, revoked", c.revokedNode})
 	}
 	for _, a := range attacks {
 		why, err := a.run(ctx)
 		if err != nil {
 			return fmt.Errorf("%s: %w", a.name, err)
 		}
-		refused(a.name, oneLine(why))
+		refused(a.name, c.readable(why))
 	}
-	return nil
+	if !c.keep {
+		return nil
+	}
+	if err := c.power(ctx, c.tpm, updatedBoot); err != nil {
+		return err
+	}
+	return c.startNode(ctx, false, "attested", "data volume")
 }
 
-func oneLine(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
-	if len(s) > 200 {
-		s = s[:197] + "..."
+// readable shortens a reason to what a person reads: one line, short names for
+// the demo's directory and the node.
+func (c *city) readable(s string) string {
+	s = strings.NewReplacer(c.dir+"/", "", c.device, c.device[:8]+"…", "spiffe://"+domain, "").Replace(strings.Join(strings.Fields(s), " "))
+	if runes := []rune(s); len(runes) > 260 {
+		s = string(runes[:257]) + "..."
 	}
 	return s
 }
@@ -163,9 +176,15 @@ func (c *city) foreignModule(ctx context.Context) (string, error) {
 	if _, err := c.owner.call(ctx, http.MethodPost, "/v1/admin/nodes/"+c.device+"/reattest", nil); err != nil {
 		return "", err
 	}
-	rec, err := c.cloud.await(ctx, mark, 20*time.Second, "event", "attest.refused", "node", c.device)
-	if err != nil {
-		return "", err
+	why := ""
+	for why == "" { // the node first notices that the module it knew is gone
+		rec, err := c.cloud.await(ctx, mark, 20*time.Second, "event", "attest.refused", "node", c.device)
+		if err != nil {
+			return "", err
+		}
+		if mark = c.cloud.mark(); !strings.Contains(rec.str("reason"), "silent") {
+			why = rec.str("reason")
+		}
 	}
 	c.camera.close()
 	if c.camera, err = plugATECC(ctx, c.ports["camera"], c.cameraCA); err != nil {
@@ -174,7 +193,7 @@ func (c *city) foreignModule(ctx context.Context) (string, error) {
 	if _, err := c.cloud.await(ctx, c.cloud.mark(), 40*time.Second, "event", "attest.affirming", "node", c.device); err != nil {
 		return "", fmt.Errorf("the genuine module is back, but: %w", err)
 	}
-	return rec.str("reason"), nil
+	return firstReason(why), nil
 }
 
 // policies reads the node's signed PCR policies, which lie in clear on its disk.
@@ -269,14 +288,16 @@ func (c *city) tamperedBoot(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return "volume: " + firstWords(volume.str("detail"), 90) + "; cloud: " + verdict.str("reason"), c.node.stop()
+	return "volume: " + volume.str("detail") + "; cloud: " + firstReason(verdict.str("reason")), c.node.stop()
 }
 
-func firstWords(s string, n int) string {
-	if len(s) > n {
-		s = s[:n] + "..."
+// firstReason cuts a verdict after its first reason.
+func firstReason(s string) string {
+	first, _, more := strings.Cut(s, "; ")
+	if more {
+		first += "; …"
 	}
-	return s
+	return strings.TrimPrefix(first, "attest: ")
 }
 
 // clonedNode copies the node's whole disk, pins and token included, to a node
@@ -314,7 +335,7 @@ func (c *city) clonedNode(ctx context.Context) (string, error) {
 		return "", err
 	}
 	err = os.Rename(c.path("ek-name"), c.path("node", "state", "ek-name"))
-	return "node: " + firstWords(pinned.str("detail"), 70) + "; cloud: " + enrol.str("reason"), err
+	return "node: " + firstReason(pinned.str("detail")) + "; cloud: " + enrol.str("reason"), err
 }
 
 // revokedNode brings the node back in good order, revokes it, and watches what

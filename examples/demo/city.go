@@ -25,6 +25,7 @@ type city struct {
 	dir     string
 	started time.Time
 	built   time.Time
+	keep    bool // leave the node in good order
 
 	maker *attesttest.Maker
 	tpm   *attesttest.TPM

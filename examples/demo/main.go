@@ -41,7 +41,7 @@ func run(ctx context.Context, keep bool) (err error) {
 	if err != nil {
 		return err
 	}
-	c := &city{dir: dir, started: time.Now()}
+	c := &city{dir: dir, started: time.Now(), keep: keep}
 	defer func() {
 		err = errors.Join(err, c.close())
 		if err == nil {
@@ -70,7 +70,7 @@ func run(ctx context.Context, keep bool) (err error) {
 	if !keep {
 		return nil
 	}
-	fmt.Printf("\nOperator page: http://%s/   (the node's log: %s)\nCtrl-C ends it.\n", c.page, c.nodeLog())
+	fmt.Printf("\nOperator page: http://%s/\nThe node is %s; logs, keys and state are in %s.\nCtrl-C ends it.\n", c.page, c.device, c.dir)
 	<-ctx.Done()
 	return nil
 }
@@ -79,4 +79,4 @@ func run(ctx context.Context, keep bool) (err error) {
 func ok(format string, args ...any) { fmt.Printf("  ✓ %s\n", fmt.Sprintf(format, args...)) }
 
 // refused prints an attack that failed, and why.
-func refused(attack, why string) { fmt.Printf("  ✗ %-22s %s\n", attack, why) }
+func refused(attack, why string) { fmt.Printf("  ✗ %-22s refused: %s\n", attack, why) }
