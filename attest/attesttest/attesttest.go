@@ -1,9 +1,11 @@
 package attesttest
 
 import (
+	"context"
 	"crypto"
 	"crypto/x509"
 	"fmt"
+	"net"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -30,10 +32,24 @@ func NewMaker() (*Maker, error) {
 	return &Maker{Root: m.Root, Intermediates: m.Intermediates, soft: m}, nil
 }
 
+// OpenMaker returns the manufacturer that is kept in a directory, and makes it
+// when it is not there. Its root also lies there as maker-root.pem.
+func OpenMaker(dir string) (*Maker, error) {
+	m, err := softtpm.OpenMaker(dir)
+	if err != nil {
+		return nil, fmt.Errorf("attesttest: %w", err)
+	}
+	return &Maker{Root: m.Root, Intermediates: m.Intermediates, soft: m}, nil
+}
+
 // NewTPM makes a TPM of this manufacturer, powers it and starts it with
 // TPM2_Startup(CLEAR).
-func (m *Maker) NewTPM() (*TPM, error) {
-	soft, err := softtpm.New(softtpm.Config{Maker: m.soft})
+func (m *Maker) NewTPM() (*TPM, error) { return m.OpenTPM("") }
+
+// OpenTPM is NewTPM with a TPM whose state is kept in a directory: it is made
+// when it is not there, and else has lost its power since it was last used.
+func (m *Maker) OpenTPM(dir string) (*TPM, error) {
+	soft, err := softtpm.New(softtpm.Config{Maker: m.soft, Dir: dir})
 	if err != nil {
 		return nil, fmt.Errorf("attesttest: %w", err)
 	}
@@ -47,6 +63,10 @@ type TPM struct{ soft *softtpm.TPM }
 
 // Send executes one command. It fails only while the power is off.
 func (t *TPM) Send(command []byte) ([]byte, error) { return t.soft.Send(command) }
+
+// Serve executes the raw TPM commands that come over the connections of l until
+// ctx is done, and closes them. Programs open such a socket as "unix:PATH".
+func (t *TPM) Serve(ctx context.Context, l net.Listener) error { return t.soft.Serve(ctx, l) }
 
 // PowerOff cuts the power, without TPM2_Shutdown.
 func (t *TPM) PowerOff() { t.soft.PowerOff() }

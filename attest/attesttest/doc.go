@@ -9,6 +9,9 @@
 //	device, err := maker.NewTPM()             // serves go-tpm's transport.TPM
 //	err = device.Boot(measurements...)        // PCRs as an event log's extends leave them
 //
+// It can be kept in a directory, rebooted, cut off from its power, served on a
+// socket, and made to misbehave by an Interposer.
+//
 // The TPM implements the TCG TPM 2.0 Library Specification 1.59 as far as this
 // module uses it, and has the RSA-2048, P-256 and P-384 endorsement keys of
 // the TCG EK Credential Profile 2.5 with certificates at the NV indices

@@ -120,6 +120,7 @@ func contextLoad(t *TPM, c *call) rc {
 		return rcIntegrity.param(1)
 	}
 	delete(t.volatile.saved, h)
+	s.client = t.client
 	t.sessions[h] = s
 	c.hOut = h
 	return 0

@@ -28,7 +28,8 @@ type object struct {
 	ec  *ecdsa.PrivateKey // parsed from sens when first needed
 	rsa *rsa.PrivateKey
 
-	seq *sequence
+	seq    *sequence
+	client uint64 // who loaded it
 }
 
 // setNames computes name and qualified name; parent is the qualified name of
@@ -202,6 +203,7 @@ func (t *TPM) alloc(o *object) (uint32, rc) {
 	for t.objs[h] != nil {
 		h++
 	}
+	o.client = t.client
 	t.objs[h] = o
 	return h, 0
 }

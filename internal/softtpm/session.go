@@ -47,6 +47,7 @@ type session struct {
 	auditedHash []byte
 
 	policy policyState
+	client uint64 // who loaded it
 }
 
 // use is one session's part in one command.

@@ -92,6 +92,7 @@ func startAuthSession(t *TPM, c *call) rc {
 	if s.kind != seHMAC {
 		kind = htPolicy
 	}
+	s.client = t.client
 	s.handle = kind<<24 | t.freeSession()
 	t.sessions[s.handle] = s
 	c.hOut = s.handle

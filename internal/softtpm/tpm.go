@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -42,6 +43,8 @@ type TPM struct {
 	dirty  bool // nonVolatile has changed since it was saved
 	failed bool // failure mode: until the power is cycled only that is told
 	rsa    rsaCache
+
+	clients atomic.Uint64 // counts the connections that Serve had
 }
 
 // nonVolatile is what survives the loss of power.
@@ -84,7 +87,8 @@ type resumable struct {
 type volatile struct {
 	powered   bool
 	started   bool
-	locality  int // of the command that is executed
+	locality  int    // of the command that is executed
+	client    uint64 // who sent it
 	poweredAt time.Time
 	clockBase uint64 // clock when the power came
 	clockSafe bool
@@ -193,6 +197,11 @@ func (t *TPM) Send(command []byte) ([]byte, error) { return t.SendAt(0, command)
 // SendAt executes one command at a locality, 0 to 4. What the command changed
 // for good is stored before SendAt returns.
 func (t *TPM) SendAt(locality int, command []byte) ([]byte, error) {
+	return t.send(0, locality, command)
+}
+
+// send executes a command of a client of Serve, or of client 0.
+func (t *TPM) send(client uint64, locality int, command []byte) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.powered {
@@ -201,7 +210,7 @@ func (t *TPM) SendAt(locality int, command []byte) ([]byte, error) {
 	if locality < 0 || locality > 4 {
 		return nil, errors.New("softtpm: locality out of range 0 to 4")
 	}
-	t.volatile.locality = locality
+	t.volatile.locality, t.client = locality, client
 	rsp := t.execute(command)
 	t.tick()
 	if t.dirty {
@@ -211,6 +220,22 @@ func (t *TPM) SendAt(locality int, command []byte) ([]byte, error) {
 		}
 	}
 	return rsp, nil
+}
+
+// release flushes what a client of Serve has left loaded.
+func (t *TPM) release(client uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for h, o := range t.objs {
+		if o.client == client {
+			delete(t.objs, h)
+		}
+	}
+	for h, s := range t.sessions {
+		if s.client == client {
+			t.dropSession(h)
+		}
+	}
 }
 
 // clockStep is how often the clock is written down, in milliseconds: a TPM
