@@ -32,7 +32,7 @@ type entry struct {
 	Generation uint32    `json:"generation"`
 	Provider   string    `json:"provider,omitempty"`
 	KeyID      string    `json:"key_id"`
-	KeyNumber  int       `json:"key_number"` // of KeyID; each is used once
+	KeyNumber  int64     `json:"key_number"` // of KeyID; each is used once
 	Wrapped    []byte    `json:"wrapped,omitempty"`
 	Quota      Quota     `json:"quota"`
 	Created    time.Time `json:"created"`
@@ -59,6 +59,7 @@ func (e entry) keyContext(store UID) KeyContext {
 // Collections of the system instance that only the store itself can name.
 const (
 	catalogName = "~catalog"
+	uidsName    = "~uids"
 	stateName   = "~state"
 )
 
@@ -103,16 +104,29 @@ func (s *Store) save(ctx context.Context, e entry, version uint64) (uint64, erro
 	}
 	next := s.version()
 	err = s.sys.db.Update(ctx, func(tx engine.Tx) error {
+		if version == 0 { // a UID is taken for ever, too
+			if err := s.sys.putIf(tx, s.uidKey(e.UID), []byte(e.ID), 0, next); err != nil {
+				return err
+			}
+		}
 		return s.sys.putIf(tx, s.catalogKey(e.ID), value, version, next)
 	})
 	return next, err
 }
 
-func (s *Store) drop(ctx context.Context, id ID) error {
+// drop forgets a tenant that nobody was told of.
+func (s *Store) drop(ctx context.Context, e entry) error {
 	return s.sys.db.Update(ctx, func(tx engine.Tx) error {
-		_, err := tx.Delete(s.catalogKey(id))
+		_, err := tx.Delete(s.catalogKey(e.ID))
+		if err == nil {
+			_, err = tx.Delete(s.uidKey(e.UID))
+		}
 		return err
 	})
+}
+
+func (s *Store) uidKey(uid UID) []byte {
+	return append(s.sys.seal.space(kindRecord, uidsName), uid[:]...)
 }
 
 // entries reads the whole catalogue in the order of IDs.

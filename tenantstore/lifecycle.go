@@ -96,8 +96,16 @@ func (s *Store) create(ctx context.Context, p Principal, spec Spec) (e entry, er
 	}
 	sec := newSecret(nil)
 	defer sec.zero()
+	return s.finishCreate(ctx, p, "create", e, version, keys, sec, func(*instance) error { return nil })
+}
+
+// finishCreate makes key and instance of an entry that is in the catalogue as
+// being created, and opens the tenant.
+func (s *Store) finishCreate(ctx context.Context, p Principal, action string, e entry, version uint64, keys KeyProvider, sec secret,
+	fill func(*instance) error) (entry, error) {
+	var err error
 	if e.Wrapped, err = s.wrapNew(ctx, keys, e, sec); err == nil {
-		err = s.makeInstance(ctx, place.Engine, e.ref(), sec)
+		err = s.fillNew(ctx, e, sec, fill)
 	}
 	if err != nil {
 		return e, errors.Join(err, s.undoCreate(context.WithoutCancel(ctx), e))
@@ -110,7 +118,7 @@ func (s *Store) create(ctx context.Context, p Principal, spec Spec) (e entry, er
 	if err != nil {
 		return e, err
 	}
-	return e, s.audit.record(ctx, trail{uid: e.UID, seal: z}, Event{Action: "create", Subject: p.subject, Stream: p.stream,
+	return e, s.audit.record(ctx, trail{uid: e.UID, seal: z}, Event{Action: action, Subject: p.subject, Stream: p.stream,
 		Tenant: e.ID, Detail: "region " + e.Region + ", engine " + e.Engine + ", key " + e.KeyID})
 }
 
@@ -142,7 +150,7 @@ func (s *Store) undoCreate(ctx context.Context, e entry) error {
 	if err := s.shred(ctx, e); err != nil {
 		return err
 	}
-	return s.drop(ctx, e.ID)
+	return s.drop(ctx, e)
 }
 
 // shred destroys the tenant's keys and then its instances. It may be repeated.
@@ -322,7 +330,8 @@ func (s *Store) finishDestroy(ctx context.Context, e entry, version uint64) (*Re
 		return nil, err
 	}
 	r.LogSize = n
-	return r, r.sign(s.signer)
+	r.Signed, err = s.signJSON(r)
+	return r, err
 }
 
 // Tenants lists the catalogue in the order of IDs, tombstones too. It needs

@@ -15,7 +15,7 @@ import (
 func (s *Store) RewrapKey(ctx context.Context, p Principal, id ID) error {
 	s.control.Lock()
 	defer s.control.Unlock()
-	return boundary(ctx, "rewrap key", s.moveTo(ctx, p, "rewrap", id, "", false))
+	return boundary(ctx, "rewrap key", s.moveTo(ctx, p, "rewrap", id, "", nil))
 }
 
 // RotateKey re-encrypts a tenant under a new data key (and a new key-encryption
@@ -25,7 +25,7 @@ func (s *Store) RewrapKey(ctx context.Context, p Principal, id ID) error {
 func (s *Store) RotateKey(ctx context.Context, p Principal, id ID) error {
 	s.control.Lock()
 	defer s.control.Unlock()
-	return boundary(ctx, "rotate key", s.moveTo(ctx, p, "rotate", id, "", true))
+	return boundary(ctx, "rotate key", s.moveTo(ctx, p, "rotate", id, "", s.copyOld))
 }
 
 // Migrate moves a tenant to another engine of its region, re-encrypted under a
@@ -33,13 +33,16 @@ func (s *Store) RotateKey(ctx context.Context, p Principal, id ID) error {
 func (s *Store) Migrate(ctx context.Context, p Principal, id ID, engineName string) error {
 	s.control.Lock()
 	defer s.control.Unlock()
-	return boundary(ctx, "migrate", s.moveTo(ctx, p, "migrate", id, engineName, true))
+	return boundary(ctx, "migrate", s.moveTo(ctx, p, "migrate", id, engineName, s.copyOld))
 }
 
-// moveTo makes the tenant's next key and, with copy, its next generation, in
+// filler fills the next generation of a tenant; old and sec are the present one.
+type filler func(ctx context.Context, old entry, sec secret, dst *instance) error
+
+// moveTo makes the tenant's next key and, with fill, its next generation, in
 // four steps: note what is being made; make it; switch in one write; destroy
 // what was replaced.
-func (s *Store) moveTo(ctx context.Context, p Principal, action string, id ID, engineName string, cp bool) error {
+func (s *Store) moveTo(ctx context.Context, p Principal, action string, id ID, engineName string, fill filler) error {
 	old, version, err := s.change(ctx, p, action, id, func(e *entry) error {
 		if err := from(stateActive, stateSuspended)(e); err != nil {
 			return err
@@ -56,7 +59,7 @@ func (s *Store) moveTo(ctx context.Context, p Principal, action string, id ID, e
 		}
 		e.KeyNumber++
 		e.Pending = &pending{KeyID: keyName(e.UID, e.KeyNumber), Provider: e.Provider}
-		if cp {
+		if fill != nil {
 			e.Pending.Engine, e.Pending.Generation = engineName, e.Generation+1
 		}
 		return nil
@@ -74,15 +77,15 @@ func (s *Store) moveTo(ctx context.Context, p Principal, action string, id ID, e
 	if _, ok := s.engines[old.Engine]; !ok {
 		return errors.Join(fmt.Errorf("%w: no engine %q is configured", ErrRegion, old.Engine), s.undoPending(ctx, old, version))
 	}
-	if cp {
+	if fill != nil {
 		next.Engine, next.Generation = old.Pending.Engine, old.Pending.Generation
 	}
-	if err := s.make(ctx, old, &next, cp); err != nil {
+	if err := s.make(ctx, old, &next, fill); err != nil {
 		return errors.Join(err, s.undoPending(context.WithoutCancel(ctx), old, version))
 	}
 	// The switch: from here on the new key works and the old one is to go.
 	next.Pending = &pending{KeyID: old.KeyID, Provider: old.Provider}
-	if cp {
+	if fill != nil {
 		next.Pending.Engine, next.Pending.Generation = old.Engine, old.Generation
 	}
 	if version, err = s.save(ctx, next, version); err != nil {
@@ -94,8 +97,8 @@ func (s *Store) moveTo(ctx context.Context, p Principal, action string, id ID, e
 	return s.tell(ctx, p, next, action)
 }
 
-// make wraps the next key and, with copy, fills the next generation.
-func (s *Store) make(ctx context.Context, old entry, next *entry, cp bool) error {
+// make wraps the next key and, with fill, fills the next generation.
+func (s *Store) make(ctx context.Context, old entry, next *entry, fill filler) error {
 	keys, err := s.provider(next.Provider)
 	if err != nil {
 		return err
@@ -105,7 +108,7 @@ func (s *Store) make(ctx context.Context, old entry, next *entry, cp bool) error
 		return err
 	}
 	defer sec.zero()
-	if !cp {
+	if fill == nil {
 		next.Wrapped, err = s.wrapNew(ctx, keys, *next, sec)
 		return err
 	}
@@ -114,22 +117,31 @@ func (s *Store) make(ctx context.Context, old entry, next *entry, cp bool) error
 	if next.Wrapped, err = s.wrapNew(ctx, keys, *next, fresh); err != nil {
 		return err
 	}
-	if err := s.makeInstance(ctx, s.engines[next.Engine].Engine, next.ref(), fresh); err != nil {
-		return err
-	}
 	if err := s.engines[old.Engine].Engine.Fence(ctx, old.ref(), true); err != nil {
 		return err
 	}
+	return s.fillNew(ctx, *next, fresh, func(dst *instance) error { return fill(ctx, old, sec, dst) })
+}
+
+// fillNew makes the instance of an entry and fills it.
+func (s *Store) fillNew(ctx context.Context, e entry, sec secret, fill func(*instance) error) error {
+	if err := s.makeInstance(ctx, s.engines[e.Engine].Engine, e.ref(), sec); err != nil {
+		return err
+	}
+	dst, err := s.openInstance(ctx, e, sec)
+	if err != nil {
+		return err
+	}
+	return errors.Join(fill(dst), dst.db.Close())
+}
+
+// copyOld is the filler that copies the present generation.
+func (s *Store) copyOld(ctx context.Context, old entry, sec secret, dst *instance) error {
 	src, err := s.openInstance(ctx, old, sec)
 	if err != nil {
 		return err
 	}
-	dst, err := s.openInstance(ctx, *next, fresh)
-	if err != nil {
-		return errors.Join(err, src.db.Close())
-	}
-	err = copyInstance(ctx, src, dst)
-	return errors.Join(err, src.db.Close(), dst.db.Close())
+	return errors.Join(copyInstance(ctx, src, dst), src.db.Close())
 }
 
 // copyInstance re-seals every record of src into dst, but for the instance's

@@ -76,7 +76,7 @@ type sealer struct {
 }
 
 func newSealer(s secret, store UID, ref engine.Ref) (*sealer, error) {
-	lasting := engine.Ref{UID: ref.UID} // names and audit outlive generations
+	lasting := engine.Ref{UID: ref.UID} // names and audit outlive generations, and names the store: backups keep them
 	rk, err := subkey(s.data(), "records", store, ref)
 	if err != nil {
 		return nil, err
@@ -88,7 +88,7 @@ func newSealer(s secret, store UID, ref engine.Ref) (*sealer, error) {
 	}
 	defer clear(ak)
 	z := &sealer{prefix: []byte("trusttree tenantstore record v1")}
-	if z.names, err = subkey(s.lasting(), "names", store, lasting); err != nil {
+	if z.names, err = subkey(s.lasting(), "names", UID{}, lasting); err != nil {
 		return nil, err
 	}
 	if z.records, err = xaes.New(rk); err != nil {

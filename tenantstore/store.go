@@ -361,7 +361,7 @@ func (s *Store) closeAll(ctx context.Context) error {
 	return errors.Join(err, s.lock.Close())
 }
 
-func keyName(uid UID, n int) string { return fmt.Sprintf("%v-%d", uid, n) }
+func keyName(uid UID, n int64) string { return fmt.Sprintf("%v-%d", uid, n) }
 
 func readCapped(name string, limit int64) ([]byte, error) {
 	fi, err := os.Lstat(name)

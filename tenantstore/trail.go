@@ -203,12 +203,3 @@ func VerifyReceipt(signed []byte, auditKey string) (*Receipt, error) {
 	}
 	return r, nil
 }
-
-func (r *Receipt) sign(signer note.Signer) error {
-	text, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	r.Signed, err = note.Sign(&note.Note{Text: string(text) + "\n"}, signer)
-	return err
-}
