@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 
@@ -297,4 +298,29 @@ func TestOrMixesKindsAndRecoversFromAFailedBranch(t *testing.T) {
 	require.NoError(t, err)
 	extendPCR(t, dev, 11, "v1")
 	require.NoError(t, satisfy(t, dev, p), "the first branch fails after it changed the session")
+}
+
+func TestSignedValuesNameThePCRsAndMustBeThoseSigned(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	good := map[int][]byte{7: bytes.Repeat([]byte{7}, 32), 11: bytes.Repeat([]byte{11}, 32)}
+	signed, err := bootpolicy.SignPCRs(key, crypto.SHA256, good)
+	require.NoError(t, err)
+	p, err := bootpolicy.Signed(key.Public(), signed)
+	require.NoError(t, err)
+	_, values := p.PCRs()
+	assert.Equal(t, good, values)
+
+	forged := bytes.Replace(signed, []byte(strings.Repeat("0b", 32)), []byte(strings.Repeat("0c", 32)), 1)
+	require.NotEqual(t, signed, forged)
+	_, err = bootpolicy.Signed(key.Public(), forged)
+	require.ErrorContains(t, err, "not those that were signed")
+
+	other := map[int][]byte{7: good[7], 11: bytes.Repeat([]byte{12}, 32)}
+	signed, err = bootpolicy.SignPCRs(key, crypto.SHA256, good, other)
+	require.NoError(t, err)
+	p, err = bootpolicy.Signed(key.Public(), signed)
+	require.NoError(t, err)
+	_, values = p.PCRs()
+	assert.Equal(t, map[int][]byte{7: good[7], 11: nil}, values, "alternatives agree on PCR 7 alone")
 }

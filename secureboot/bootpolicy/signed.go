@@ -30,6 +30,11 @@ type signedEntry struct {
 	PKFP string `json:"pkfp"` // SHA-256 of the key
 	Pol  string `json:"pol"`  // policy digest of TPM2_PolicyPCR
 	Sig  []byte `json:"sig"`  // over the digest's bytes
+	// Values are the PCRs' values in hexadecimal, in the order of PCRs. They are
+	// ours: systemd reads over them. They say nothing that Pol does not bind, so
+	// a reader that compares them with it may believe them; errors then name the
+	// PCRs that differ.
+	Values []string `json:"values,omitempty"`
 }
 
 var bankNames = []struct {
@@ -70,7 +75,11 @@ func SignPCRs(key crypto.Signer, bank crypto.Hash, states ...map[int][]byte) ([]
 		if !a.verify(p.Digest(), nil, sig) {
 			return nil, errors.New("bootpolicy: signer made a signature that does not verify")
 		}
-		entries = append(entries, signedEntry{slices.Sorted(maps.Keys(values)), a.fp, hex.EncodeToString(p.Digest()), sig})
+		e := signedEntry{PCRs: slices.Sorted(maps.Keys(values)), PKFP: a.fp, Pol: hex.EncodeToString(p.Digest()), Sig: sig}
+		for _, pcr := range e.PCRs {
+			e.Values = append(e.Values, hex.EncodeToString(values[pcr]))
+		}
+		entries = append(entries, e)
 	}
 	return json.Marshal(map[string][]signedEntry{name: entries})
 }
@@ -87,6 +96,9 @@ type bankEntry struct {
 	pcrs []int
 	pol  []byte
 	sig  []byte
+	// values are what the entry says of the PCRs, checked against pol; nil when
+	// it says nothing.
+	values map[int][]byte
 }
 
 // Signed returns the policy that the PCRs have values which key signed.
@@ -140,26 +152,66 @@ func (s *signed) add(bank crypto.Hash, e signedEntry) error {
 	if !s.auth.verify(pol, nil, e.Sig) {
 		return errors.New("bootpolicy: signed policy: wrong signature")
 	}
-	s.entries = append(s.entries, bankEntry{bank, e.PCRs, pol, e.Sig})
+	values, err := e.values(bank, pol)
+	if err != nil {
+		return err
+	}
+	s.entries = append(s.entries, bankEntry{bank, e.PCRs, pol, e.Sig, values})
 	return nil
+}
+
+func (e *signedEntry) values(bank crypto.Hash, pol []byte) (map[int][]byte, error) {
+	if len(e.Values) == 0 {
+		return nil, nil
+	}
+	if len(e.Values) != len(e.PCRs) {
+		return nil, errors.New("bootpolicy: signed policy: malformed entry")
+	}
+	values := make(map[int][]byte, len(e.PCRs))
+	for i, pcr := range e.PCRs {
+		v, err := hex.DecodeString(e.Values[i])
+		if err != nil {
+			return nil, errors.New("bootpolicy: signed policy: malformed entry")
+		}
+		values[pcr] = v
+	}
+	p, err := Literal(bank, values)
+	if err != nil {
+		return nil, fmt.Errorf("bootpolicy: signed policy: %w", err)
+	}
+	if !bytes.Equal(p.Digest(), pol) {
+		return nil, errors.New("bootpolicy: signed policy: values are not those that were signed")
+	}
+	return values, nil
 }
 
 func (s *signed) Digest() []byte { return bytes.Clone(s.digest) }
 
-// PCRs returns the first entry's bank, and the PCRs of that bank without values.
+// PCRs returns the first entry's bank, and the PCRs of that bank: with a value
+// where all entries agree on it, without one otherwise.
 func (s *signed) PCRs() (crypto.Hash, map[int][]byte) {
 	if len(s.entries) == 0 {
 		return 0, nil
 	}
+	first := s.entries[0]
 	values := make(map[int][]byte)
 	for _, e := range s.entries {
+		if e.bank != first.bank {
+			continue
+		}
 		for _, pcr := range e.pcrs {
-			if e.bank == s.entries[0].bank {
+			values[pcr] = bytes.Clone(e.values[pcr])
+			if !bytes.Equal(e.values[pcr], first.values[pcr]) {
 				values[pcr] = nil
 			}
 		}
 	}
-	return s.entries[0].bank, values
+	for pcr := range values { // an entry that leaves a PCR out says nothing of it
+		if slices.ContainsFunc(s.entries, func(e bankEntry) bool { return e.bank == first.bank && e.values[pcr] == nil }) {
+			values[pcr] = nil
+		}
+	}
+	return first.bank, values
 }
 
 // Satisfy looks for an entry that fits the PCRs as they are.
