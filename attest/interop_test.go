@@ -224,7 +224,6 @@ func TestTPM2ToolsInterop(t *testing.T) {
 	x.run("tpm2_checkquote", "-u", "ak.pem", "-m", "quote", "-s", "sig", "-g", "sha256", "-q", hex.EncodeToString(qualifying))
 
 	for _, ek := range keys {
-		pinned := open(t, dev, attest.NodeConfig{EKName: ek.Name})
 		// a credential by tpm2_makecredential, opened by our node
 		secret := sha256.Sum256([]byte("secret for " + ek.Template))
 		der, err := x509.MarshalPKIXPublicKey(ek.Certificate.PublicKey)
@@ -237,7 +236,7 @@ func TestTPM2ToolsInterop(t *testing.T) {
 		blob := x.read("credential")[8:] // magic and version
 		idObject := blob[2 : 2+int(blob[0])<<8+int(blob[1])]
 		rest := blob[2+len(idObject):]
-		pinned = open(t, dev, attest.NodeConfig{EKName: ek.Name})
+		pinned := open(t, dev, attest.NodeConfig{EKName: ek.Name})
 		n2key, err := pinned.DeviceKey(t.Context())
 		require.NoError(t, err)
 		rsp, err := pinned.Activate(t.Context(), &attest.ActivationChallenge{

@@ -6,10 +6,14 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -242,4 +246,81 @@ func TestUnknownEndorsementKeyIsRefused(t *testing.T) {
 	_, err = attest.Open(t.Context(), dev, attest.NodeConfig{Endorsers: attest.Endorsers{Anchors: []*x509.Certificate{other.Certificate()}}})
 	require.ErrorIs(t, err, attest.ErrUntrustedEK)
 
+}
+
+// What a machine's maker left in NV for IAK and IDevID is found.
+func TestInitialCertificates(t *testing.T) {
+	dev, endorsers := newTPM(t)
+	n := open(t, dev, attest.NodeConfig{Endorsers: endorsers})
+	certs, err := n.InitialCertificates(t.Context())
+	require.NoError(t, err)
+	assert.Empty(t, certs)
+	maker, err := ca.NewEphemeral("machine maker")
+	require.NoError(t, err)
+	der := maker.Certificate().Raw
+	for i, content := range [][]byte{der, []byte("no certificate"), der} {
+		index := tpm.NVIDevIDCertFirst + tpm2.TPMHandle(i)
+		public := tpm2.TPMSNVPublic{NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(content)),
+			Attributes: tpm2.TPMANV{OwnerWrite: true, AuthRead: true, NoDA: true}}
+		_, err := tpm2.NVDefineSpace{AuthHandle: tpm2.TPMRHOwner, PublicInfo: tpm2.New2B(public)}.Execute(dev)
+		require.NoError(t, err)
+		name, err := tpm2.NVName(&public)
+		require.NoError(t, err)
+		_, err = tpm2.NVWrite{
+			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+			NVIndex:    tpm2.NamedHandle{Handle: index, Name: *name}, Data: tpm2.TPM2BMaxNVBuffer{Buffer: content},
+		}.Execute(dev)
+		require.NoError(t, err)
+	}
+	certs, err = n.InitialCertificates(t.Context())
+	require.NoError(t, err)
+	require.Len(t, certs, 2)
+	assert.Equal(t, der, certs[1].Raw)
+}
+
+// One quote over several banks.
+func TestEvidenceOverSeveralBanks(t *testing.T) {
+	n, key, c, _ := enrolled(t, func(_ *attest.RegistrarConfig, v *attest.VerifierConfig) {
+		v.PCRs = []quote.Selection{{Bank: crypto.SHA384, PCRs: []int{0, 1, 2, 3, 4, 5, 6, 7, 13}}, {Bank: crypto.SHA256, PCRs: []int{7, 17}}}
+	})
+	c.opinion = func(in attest.Input) attest.Opinion {
+		assert.Equal(t, crypto.SHA384, in.Bank)
+		assert.Len(t, in.PCRs, 9)
+		assert.Len(t, in.Banks[crypto.SHA256], 2)
+		assert.Len(t, in.Banks[crypto.SHA384][13], 48)
+		return attest.Opinion{Status: attest.StatusAffirming}
+	}
+	_, err := c.attest(n, session(t, n, key))
+	require.NoError(t, err)
+}
+
+// Collectors that fail, come twice or never end give no evidence.
+func TestCollectorsThatFail(t *testing.T) {
+	dev, endorsers := newTPM(t)
+	c := newCloud(t, endorsers)
+	body := func(mediaType string, err error) attest.Collector {
+		return func(context.Context, []byte) (string, []byte, error) { return mediaType, nil, err }
+	}
+	big := filepath.Join(t.TempDir(), "big")
+	require.NoError(t, os.WriteFile(big, make([]byte, 100), 0o600))
+	for name, collectors := range map[string][]attest.Collector{
+		"error":         {body("a/a", errors.New("bay is open"))},
+		"twice":         {body("a/a", nil), body("a/a", nil)},
+		"no media type": {body("", nil)},
+		"no file":       {attest.FileCollector("a/a", big+"x", 10)},
+		"file too big":  {attest.FileCollector("a/a", big, 99)},
+	} {
+		n := open(t, dev, attest.NodeConfig{Endorsers: endorsers, Collectors: collectors})
+		key, _ := c.enroll(n)
+		s := session(t, n, key)
+		ch, err := c.verifier.Challenge(t.Context(), s)
+		require.NoError(t, err)
+		_, err = n.Evidence(t.Context(), s, ch)
+		require.Error(t, err, name)
+	}
+	n := open(t, dev, attest.NodeConfig{Endorsers: endorsers, Collectors: []attest.Collector{attest.FileCollector("a/a", big, 100)}})
+	key, err := n.DeviceKey(t.Context())
+	require.NoError(t, err)
+	_, err = c.attest(n, session(t, n, key))
+	require.NoError(t, err)
 }

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -69,6 +70,41 @@ func readChain(d *tpm.Device) []*x509.Certificate {
 		return nil
 	}
 	return certs
+}
+
+// InitialCertificates returns the certificates that the machine's maker left
+// in the TPM for its IAK and IDevID, with their issuers (TCG Registry of
+// Reserved TPM 2.0 Handles, 0x01C90000 to 0x01C901FF), in order of index. They
+// are not verified. What is no certificate is left out.
+func (n *Node) InitialCertificates(ctx context.Context) ([]*x509.Certificate, error) {
+	var list []*x509.Certificate
+	err := n.dev.Do(ctx, func(d *tpm.Device) error {
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: uint32(tpm.NVIDevIDCertFirst), PropertyCount: 64}.Execute(d)
+		if err != nil {
+			return fmt.Errorf("attest: list NV indices: %w", err)
+		}
+		handles, err := rsp.CapabilityData.Data.Handles()
+		if err != nil {
+			return fmt.Errorf("attest: list NV indices: %w", err)
+		}
+		for _, h := range handles.Handle {
+			if h < tpm.NVIDevIDCertFirst || h > tpm.NVIDevIDCertLast {
+				continue
+			}
+			der, err := readNV(d, h)
+			if err != nil {
+				return err
+			}
+			certs, err := x509.ParseCertificates(der)
+			if err != nil {
+				n.c.Log.Warn("NV index holds no certificate", "event", "devid_unreadable", "index", fmt.Sprintf("0x%08x", uint32(h)), "error", err.Error())
+				continue
+			}
+			list = append(list, certs...)
+		}
+		return nil
+	})
+	return list, err
 }
 
 // writeNV replaces the content of an index of ours. The index is made of the

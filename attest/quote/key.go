@@ -131,6 +131,17 @@ func (k *Key) VerifyQuote(tpmsAttest, tpmtSignature, values []byte, sel []Select
 // made in that TPM and can't leave it. It returns the certified key. Errors
 // are ErrSignature, ErrMalformed, ErrNonce and ErrKey.
 func (k *Key) VerifyCertify(tpmsAttest, tpmtSignature, tpmtPublic, qualifying []byte) (crypto.PublicKey, error) {
+	return k.verifyCertify(tpmsAttest, tpmtSignature, tpmtPublic, func(extra []byte) error { return checkNonce(extra, qualifying) })
+}
+
+// InsecureVerifyCertifyAnyNonce is VerifyCertify for formats that bring no
+// nonce, such as TCG-CSR-IDEVID: what it verifies may be old. Use it only
+// where a fresh challenge follows.
+func (k *Key) InsecureVerifyCertifyAnyNonce(tpmsAttest, tpmtSignature, tpmtPublic []byte) (crypto.PublicKey, error) {
+	return k.verifyCertify(tpmsAttest, tpmtSignature, tpmtPublic, func([]byte) error { return nil })
+}
+
+func (k *Key) verifyCertify(tpmsAttest, tpmtSignature, tpmtPublic []byte, nonce func(extra []byte) error) (crypto.PublicKey, error) {
 	if err := k.verify(tpmsAttest, tpmtSignature); err != nil {
 		return nil, err
 	}
@@ -138,7 +149,7 @@ func (k *Key) VerifyCertify(tpmsAttest, tpmtSignature, tpmtPublic, qualifying []
 	if err != nil {
 		return nil, err
 	}
-	if err := checkNonce(a.extraData, qualifying); err != nil {
+	if err := nonce(a.extraData); err != nil {
 		return nil, err
 	}
 	p, err := parsePublic(tpmtPublic)

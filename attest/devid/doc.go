@@ -1,0 +1,12 @@
+// Package devid has what a maker's line needs beside package attest: the TCG's
+// templates of initial keys (IAK, IDevID) and the certificate request
+// TCG-CSR-IDEVID (TCG TPM 2.0 Keys for Device Identity and Attestation 1.1,
+// sections 7.3 and 13.1; IEEE 802.1AR).
+//
+// Start with New on the node and with Parse and Request.Verify in the CA. A
+// verified request says that the key to be certified signs, is resident in a
+// TPM and was certified there by an attestation key, and that an endorser
+// vouches for the endorsement key named beside them. It does not say that all
+// three are in one TPM: the CA sends a credential that only this TPM opens,
+// as attest.Registrar does, before it issues.
+package devid
