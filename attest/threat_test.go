@@ -1,0 +1,163 @@
+package attest_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trusttree/trusttree/attest"
+	"github.com/trusttree/trusttree/attest/internal/softnode"
+	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/registry"
+	"github.com/trusttree/trusttree/internal/tpm"
+)
+
+// T5 (CVE-2021-42299): a bank that firmware does not extend proves nothing,
+// and it is the policy that chooses the bank.
+func TestT5UnextendedBank(t *testing.T) {
+	c, m := softCloud(t, func(_ *attest.RegistrarConfig, v *attest.VerifierConfig) { v.Extended = nil })
+	n := softnode.NewNode(m)
+	_, err := softEnroll(c, n)
+	require.NoError(t, err)
+	for name, value := range map[string][]byte{"all zero": nil, "all one": bytes.Repeat([]byte{0xff}, 32)} {
+		n.PCRs = map[int][]byte{0: value}
+		_, err = softAttest(c, n)
+		require.ErrorIs(t, err, attest.ErrUnmeasured, name)
+	}
+	n.PCRs = map[int][]byte{0: bytes.Repeat([]byte{1}, 32)}
+	_, err = softAttest(c, n)
+	require.NoError(t, err)
+	_, err = attest.NewVerifier(attest.VerifierConfig{
+		Devices: c.devices, Challenges: c.challenges, Appraisers: []attest.Appraiser{func(context.Context, attest.Input) attest.Opinion { return attest.Opinion{} }},
+		PCRs: []quote.Selection{{Bank: 3, PCRs: []int{0}}},
+	})
+	require.ErrorIs(t, err, quote.ErrSelection, "SHA-1")
+	_, err = attest.NewVerifier(attest.VerifierConfig{
+		Devices: c.devices, Challenges: c.challenges, Appraisers: []attest.Appraiser{func(context.Context, attest.Input) attest.Opinion { return attest.Opinion{} }},
+		PCRs: []quote.Selection{{Bank: 5, PCRs: []int{0}}}, Extended: []int{7},
+	})
+	require.Error(t, err, "a PCR that is to be extended and is not demanded")
+}
+
+// T7 (CVE-2021-3406): whoever shows another TPM's certificate gets a
+// credential that only that TPM opens. The key is the certificate's; a public
+// area is not part of the request.
+func TestT7EndorsementKeyOfAnother(t *testing.T) {
+	victimTPM, endorsers := newTPM(t)
+	victim := open(t, victimTPM, attest.NodeConfig{Endorsers: endorsers})
+	thiefTPM, _ := newTPM(t)
+	thief := open(t, thiefTPM, attest.NodeConfig{Endorsers: endorsers})
+	c := newCloud(t, endorsers)
+	req := thief.EnrollmentRequest(nil)
+	req.EKCertificates = victim.EnrollmentRequest(nil).EKCertificates
+	ch, err := c.registrar.Begin(t.Context(), req)
+	require.NoError(t, err)
+	assert.Equal(t, victim.Device(), ch.Device)
+	key, err := thief.DeviceKey(t.Context())
+	require.NoError(t, err)
+	_, err = thief.Activate(t.Context(), ch, key)
+	require.ErrorIs(t, err, attest.ErrChallenge, "an honest node sees that it is not meant")
+	ch.Device = thief.Device()
+	_, err = thief.Activate(t.Context(), ch, key)
+	require.ErrorIs(t, err, attest.ErrActivation)
+	_, err = c.devices.Get(t.Context(), victim.Device())
+	require.ErrorIs(t, err, registry.ErrNotFound, "nothing was bound")
+}
+
+// T13: known bad firmware is refused by what the quote signs; a maker without
+// a floor is refused once there are floors.
+func TestT13FirmwareFloor(t *testing.T) {
+	for floor, ok := range map[string]bool{"id:54524553": true, "id:4E544300": false} {
+		c, m := softCloud(t, func(_ *attest.RegistrarConfig, v *attest.VerifierConfig) {
+			v.Endorsers.MinFirmware = map[string]uint64{floor: 1}
+		})
+		n := softnode.NewNode(m)
+		_, err := softEnroll(c, n)
+		require.NoError(t, err)
+		_, err = softAttest(c, n)
+		if ok {
+			require.NoError(t, err)
+		} else {
+			require.ErrorIs(t, err, attest.ErrFirmware)
+		}
+	}
+}
+
+// T16: a key that Go can't read is an error that says so, never a nil key.
+func TestT16RSASSAPSSCertificate(t *testing.T) {
+	m := softnode.NewMaker()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(t, err)
+	c, err := x509.ParseCertificate(m.Sign(m.EKTemplate(key.Public()), key.Public()))
+	require.NoError(t, err)
+	for name, last := range map[string]byte{"RSASSA-PSS": 10, "RSAES-OAEP": 7} {
+		der := m.Resign(bytes.Replace(c.RawTBSCertificate, []byte{0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1}, []byte{0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, last}, 1))
+		_, err = attest.Endorsers{Anchors: []*x509.Certificate{m.Issuer}}.Verify([][]byte{der}, time.Now())
+		require.ErrorIs(t, err, attest.ErrUntrustedEK, name)
+		require.ErrorContains(t, err, "can't be read", name)
+	}
+}
+
+// T19: errors of the TPM can be told apart.
+func TestT19TPMErrorsKeepTheirClass(t *testing.T) {
+	dev, endorsers := newTPM(t)
+	_, err := tpm2.HierarchyChangeAuth{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}, NewAuth: tpm2.TPM2BAuth{Buffer: []byte("secret")}}.Execute(dev)
+	require.NoError(t, err)
+	for _, auth := range []string{"", "wrong"} {
+		n := open(t, dev, attest.NodeConfig{Endorsers: endorsers, OwnerAuth: []byte(auth)})
+		_, err = n.DeviceKey(t.Context())
+		require.ErrorIs(t, err, tpm2.TPMRCBadAuth, "owner auth %q", auth)
+	}
+	h, err := tpm.LoadedHandles(dev)
+	require.NoError(t, err)
+	assert.Zero(t, h.Count())
+	_, err = attest.Open(t.Context(), dev, attest.NodeConfig{Endorsers: endorsers, OwnerAuth: []byte("a\x00b")})
+	require.Error(t, err, "a value that go-tpm would cut short")
+}
+
+// T21: neither logs nor errors hold a secret.
+func TestT21LogsHoldNoSecret(t *testing.T) {
+	var logs bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	c, m := softCloud(t, func(r *attest.RegistrarConfig, v *attest.VerifierConfig) { r.Log, v.Log = log, log })
+	n := softnode.NewNode(m)
+	req := n.EnrollmentRequest()
+	req.Token = []byte("the owner's token")
+	ch, err := c.registrar.Begin(t.Context(), req)
+	require.NoError(t, err)
+	rsp, err := n.Activate(ch)
+	require.NoError(t, err)
+	bad := *rsp
+	bad.Secret = bytes.Clone(rsp.Secret)
+	bad.Secret[0] ^= 1
+	_, err = c.registrar.Complete(t.Context(), &bad)
+	require.ErrorIs(t, err, attest.ErrActivation)
+	logs.WriteString(err.Error())
+	_, err = softEnroll(c, n)
+	require.NoError(t, err)
+	_, err = softAttest(c, n)
+	require.NoError(t, err)
+	require.NoError(t, c.registrar.Revoke(t.Context(), n.Device, "stolen"))
+	_, err = softAttest(c, n)
+	require.ErrorIs(t, err, attest.ErrRevoked)
+	text := logs.String()
+	for _, event := range []string{"event=enroll_refused", "event=enrolled", "event=appraised", "event=revoked"} {
+		assert.Contains(t, text, event)
+	}
+	for name, secret := range map[string][]byte{"activation secret": rsp.Secret, "guessed secret": bad.Secret, "token": req.Token, "nonce": ch.Nonce} {
+		for _, form := range []string{string(secret), hex.EncodeToString(secret), base64.StdEncoding.EncodeToString(secret)} {
+			assert.NotContains(t, text, form, name)
+		}
+	}
+}
