@@ -85,6 +85,11 @@ func (e *PolicyError) Error() string {
 // Unwrap returns ErrPolicy and the TPM's answer.
 func (e *PolicyError) Unwrap() []error { return []error{ErrPolicy, e.Err} }
 
+// known reports whether some PCR is known to have another value than approved.
+func (e *PolicyError) known() bool {
+	return slices.ContainsFunc(e.Diffs, func(d PCRDiff) bool { return d.Want != nil })
+}
+
 // PCRs returns the numbers of the PCRs that differ.
 func (e *PolicyError) PCRs() []int {
 	var n []int

@@ -3,7 +3,6 @@ package fscrypt
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -323,8 +322,9 @@ func (p *TPM) unseal(t *tpm.Device, srk *tpm.Key, d *tpmData, clauses []clause) 
 		return nil, sessionError(fmt.Errorf("start policy session: %w", err))
 	}
 	defer func() { err = errors.Join(err, end()) }()
-	if err := policy.Satisfy(t, sess.Handle(), sess.NonceTPM()); err != nil {
-		return nil, p.explain(t, off, clauses, err)
+	w := &watch{TPM: t}
+	if err := policy.Satisfy(w, sess.Handle(), sess.NonceTPM()); err != nil {
+		return nil, p.explain(t, off, clauses, w.asks(err))
 	}
 	for _, c := range clauses {
 		if err := c.satisfy(t, sess.Handle()); err != nil {
@@ -337,103 +337,3 @@ func (p *TPM) unseal(t *tpm.Device, srk *tpm.Key, d *tpmData, clauses []clause) 
 	}
 	return NewSecret(rsp.OutData.Buffer)
 }
-
-// explain turns the TPM's refusal into the reason that the caller can act on.
-func (p *TPM) explain(t transport.TPM, off *PolicyError, clauses []clause, err error) error {
-	switch {
-	case errors.Is(err, tpm2.TPMRCLockout):
-		return lockout(t)
-	case errors.Is(err, tpm2.TPMRCAuthFail), errors.Is(err, tpm2.TPMRCBadAuth):
-		return fmt.Errorf("TPM: %w", ErrAuth)
-	case len(off.Diffs) > 0:
-		off.Err = err
-		return off
-	}
-	for _, c := range clauses {
-		if reason := c.explain(t); reason != nil {
-			return fmt.Errorf("%w (TPM: %w)", reason, err)
-		}
-	}
-	if errors.Is(err, tpm2.TPMRCPolicy) { // a comparison in NV said no
-		return fmt.Errorf("the approval of this boot state was withdrawn: %w (TPM: %w)", ErrRevoked, err)
-	}
-	off.Err = err
-	return off
-}
-
-func lockout(t transport.TPM) error {
-	e := new(LockoutError)
-	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTLockoutInterval), PropertyCount: 1}.Execute(t)
-	if err != nil {
-		return e
-	}
-	props, err := rsp.CapabilityData.Data.TPMProperties()
-	if err == nil && len(props.TPMProperty) == 1 && props.TPMProperty[0].Property == tpm2.TPMPTLockoutInterval {
-		e.Wait = time.Duration(props.TPMProperty[0].Value) * time.Second
-	}
-	return e
-}
-
-// clause is a part of the policy that the sealer appends to the boot policy.
-type clause interface {
-	extend(digest []byte) []byte
-	satisfy(t transport.TPM, session tpm2.TPMISHPolicy) error
-	explain(t transport.TPM) error // why it does not hold now, nil if it does
-}
-
-func (p *TPM) clauses(d *tpmData, bank crypto.Hash) ([]clause, error) {
-	var cs []clause
-	if d.Latch != noLatch {
-		if len(d.After) > maxAfter {
-			return nil, fmt.Errorf("slot: %w", ErrTampered)
-		}
-		var after [][]byte
-		for _, a := range d.After {
-			b, err := hex.DecodeString(a)
-			if err != nil || len(b) != secretSize {
-				return nil, fmt.Errorf("latch value %.8q… is not %d bytes in hexadecimal", a, secretSize)
-			}
-			after = append(after, b)
-		}
-		c, err := newLatchClause(d.Latch, bank, after)
-		if err != nil {
-			return nil, err
-		}
-		cs = append(cs, &boundLatch{latchClause: c, pcr: d.Latch, bank: bank})
-	}
-	if d.PIN {
-		cs = append(cs, pinClause{})
-	}
-	return cs, nil
-}
-
-type boundLatch struct {
-	*latchClause
-	pcr  int
-	bank crypto.Hash
-}
-
-func (l *boundLatch) explain(t transport.TPM) error {
-	got, err := tpm.ReadPCRs(t, l.bank, l.pcr)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(got[l.pcr], l.value) {
-		return fmt.Errorf("PCR %d: %w, and the volumes before it in their order", l.pcr, ErrLatched)
-	}
-	return nil
-}
-
-// pinClause is PolicyAuthValue.
-type pinClause struct{}
-
-func (pinClause) extend(digest []byte) []byte {
-	return extendPolicy(digest, tpm2.TPMCCPolicyAuthValue)
-}
-
-func (pinClause) satisfy(t transport.TPM, session tpm2.TPMISHPolicy) error {
-	_, err := tpm2.PolicyAuthValue{PolicySession: session}.Execute(t)
-	return err
-}
-
-func (pinClause) explain(transport.TPM) error { return nil }

@@ -1,0 +1,174 @@
+package fscrypt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"slices"
+
+	"github.com/trusttree/trusttree/fscrypt/internal/disk"
+)
+
+func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors []Protector) (_ *Volume, err error) {
+	v := newVolume(dir, d, cfg, protectors)
+	n := new(notes)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeLatches(n, refusedLatch[:]), v.abandon())
+			v.event(ctx, slog.LevelWarn, "fscrypt.refused", slog.String("reason", err.Error()))
+		}
+	}()
+	headers, err := readHeaders(d)
+	if err != nil {
+		return nil, err
+	}
+	for i, h := range headers {
+		var e error
+		if e = v.unlock(ctx, h, cfg, n, protectors); e == nil {
+			err = nil
+			break
+		}
+		err = errors.Join(err, e)
+		if i == len(headers)-1 || final(e) {
+			return nil, err
+		}
+	}
+	if err := v.setLatch(); err != nil {
+		return nil, err
+	}
+	v.latched = len(n.latches) > 0
+	if err := closeLatches(n, v.latch); err != nil {
+		return nil, fmt.Errorf("close the latch: %w", err)
+	}
+	if err := v.load(ctx, len(headers) > 1); err != nil {
+		return nil, err
+	}
+	if n.lease != nil {
+		v.startLease(n.lease)
+	}
+	v.event(ctx, slog.LevelInfo, "fscrypt.opened", slog.String("slot", v.slot))
+	return v, nil
+}
+
+// final reports an error that the other copy of the header would only repeat.
+func final(err error) bool {
+	return slices.ContainsFunc([]error{ErrAuth, ErrLockout, ErrUnavailable, ErrRefused, ErrTPMChanged}, func(e error) bool { return errors.Is(err, e) })
+}
+
+// unlock finds a slot that one of the protectors opens, and authenticates the
+// header with what it held.
+func (v *Volume) unlock(ctx context.Context, h *header, cfg Config, n *notes, protectors []Protector) error {
+	if cfg.Label != "" && cfg.Label != h.Label {
+		return fmt.Errorf("volume is %q, not %q: %w", h.Label, cfg.Label, ErrWrongVolume)
+	}
+	var errs []error
+	for _, p := range protectors {
+		for _, s := range h.Slots {
+			if s.Type != p.Type() {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			n.lease = nil
+			vk, err := p.Unwrap(ctx, s, Binding{Volume: h.UUID, Label: h.Label, Slot: s.ID, notes: n})
+			if err == nil {
+				var priv *private
+				if priv, err = h.open(vk); err == nil {
+					v.slot = s.Type
+					return v.adopt(h, priv, vk)
+				}
+				vk.Erase()
+			}
+			errs = append(errs, fmt.Errorf("%s: %w", s.Type, err))
+			if errors.Is(err, ErrAuth) && len(tpmsOf(p)) > 0 {
+				break // another try would use up the TPM's patience
+			}
+		}
+	}
+	if errs == nil {
+		return ErrNoSlot
+	}
+	return errors.Join(errs...)
+}
+
+// adopt takes over an authenticated header.
+func (v *Volume) adopt(h *header, priv *private, vk *Secret) (err error) {
+	v.header, v.private = h, priv
+	v.keys = map[uint64]*Secret{h.Epoch: vk}
+	for _, o := range priv.Old {
+		if v.keys[o.Epoch], err = NewSecret(slices.Clone(o.Key)); err != nil {
+			return err
+		}
+	}
+	v.stable, err = NewSecret(slices.Clone(priv.Stable))
+	return err
+}
+
+// load reads the manifest, checks that it is the newest, and tidies up after a
+// cut.
+func (v *Volume) load(ctx context.Context, repair bool) error {
+	logs, rest, err := findLogs(v.disk)
+	if err != nil {
+		return err
+	}
+	if len(logs) == 0 {
+		return fmt.Errorf("the manifest is gone: %w", ErrTampered)
+	}
+	v.num = logs[len(logs)-1]
+	vk := v.keys[v.num.epoch]
+	if vk == nil {
+		return fmt.Errorf("manifest %s is under a key that the header does not know: %w", v.num.name(), ErrTampered)
+	}
+	if v.m, v.log, err = loadLog(v.disk, v.header, v.num, vk); err != nil {
+		return err
+	}
+	if v.header.Generation < v.m.head {
+		return fmt.Errorf("header has generation %d, the manifest knows %d: %w", v.header.Generation, v.m.head, ErrRollback)
+	}
+	if err := v.verifyFresh(ctx); err != nil {
+		return err
+	}
+	if v.header.Mode == modeKernel {
+		if err := v.openKernel(ctx); err != nil {
+			return err
+		}
+	}
+	for _, l := range logs[:len(logs)-1] {
+		rest = append(rest, l.name())
+	}
+	for _, name := range rest {
+		if err := v.disk.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if repair {
+		if err := writeHeader(v.disk, v.header); err != nil {
+			return err
+		}
+	}
+	if err := v.removeOrphans(); err != nil {
+		return err
+	}
+	return v.checkpoint(ctx)
+}
+
+// removeOrphans deletes objects that no file names: of writes that were cut
+// off, and of files replaced or removed.
+func (v *Volume) removeOrphans() error {
+	names, err := v.disk.List("objects")
+	if err != nil {
+		return err
+	}
+	used := v.m.objects()
+	for _, n := range names {
+		if !used[n] {
+			if err := v.disk.Remove("objects/" + n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
