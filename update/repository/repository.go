@@ -1,7 +1,6 @@
 package repository
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/sha256"
@@ -60,7 +59,6 @@ type Repository struct {
 	timestamp *metadata.Metadata[metadata.TimestampType]
 	snapshot  *metadata.Metadata[metadata.SnapshotType]
 	targets   map[string]*metadata.Metadata[metadata.TargetsType] // loaded roles by name
-	stale     bool                                                // a root was published that its other roles do not follow yet
 }
 
 const binPrefix = "bin"
@@ -181,7 +179,6 @@ func (r *Repository) load(ctx context.Context) error {
 		// The process that published the newest root may have died before
 		// the timestamp that follows it.
 		if older := r.loadUnder(ctx, roots[len(roots)-2]); older == nil {
-			r.stale = true
 			return nil
 		}
 	}
@@ -302,120 +299,9 @@ func (r *Repository) Refresh(ctx context.Context, signers ...crypto.Signer) erro
 	return r.publish(ctx, r.begin(), signers)
 }
 
-type file struct {
-	name string
-	data []byte
-}
-
-// publish signs everything first and writes then: targets, snapshot, root,
-// and last the timestamp, which makes the edit visible.
-func (r *Repository) publish(ctx context.Context, tx *Tx, signers []crypto.Signer) error {
-	rootM := &metadata.Metadata[metadata.RootType]{Signed: tx.root, Signatures: r.root.Signatures, UnrecognizedFields: r.root.UnrecognizedFields}
-	var rootFile *file
-	if tx.changed[metadata.ROOT] {
-		rootM.Signed.Version, rootM.Signed.Expires = r.root.Signed.Version+1, r.expires(&tx.root, metadata.ROOT)
-		data, err := tx.sign(rootM, signers, r.root)
-		if err != nil {
-			return err
-		}
-		rootFile = &file{"metadata/" + tufmeta.MetadataName(metadata.ROOT, rootM.Signed.Version), data}
-	}
-	var files []file
-	snap := metadata.Snapshot(r.expires(&tx.root, metadata.SNAPSHOT))
-	snap.Signed.Version = r.snapshot.Signed.Version + 1
-	snap.Signed.Meta = maps.Clone(r.snapshot.Signed.Meta)
-	signed := map[string]*metadata.Metadata[metadata.TargetsType]{}
-	for _, role := range tx.order() {
-		t := tx.targets[role]
-		t.Version, t.Expires = t.Version+1, r.expires(&tx.root, role)
-		m := &metadata.Metadata[metadata.TargetsType]{Signed: *t}
-		for {
-			data, err := tx.signTargets(rootM, role, m, signers)
-			if err != nil {
-				return err
-			}
-			name := "metadata/" + tufmeta.MetadataName(role, m.Signed.Version)
-			taken, err := r.taken(ctx, name)
-			if err != nil {
-				return err
-			}
-			if taken { // left behind by an edit that was cut off
-				m.Signed.Version++
-				m.Signatures = nil
-				continue
-			}
-			files = append(files, file{name, data})
-			snap.Signed.Meta[role+".json"] = pin(m.Signed.Version, data)
-			break
-		}
-		signed[role] = m
-	}
-	if r.stale { // signed under the root before: sign again under this one
-		if _, ok := signed[metadata.TARGETS]; !ok && verify(rootM, metadata.TARGETS, r.targets[metadata.TARGETS]) != nil {
-			return fmt.Errorf("repository: the newest root changed the targets keys: edit with a signer of the new targets role")
-		}
-	}
-	var snapData []byte
-	for {
-		data, err := tx.signBy(rootM, metadata.SNAPSHOT, snap, signers)
-		if err != nil {
-			return err
-		}
-		name := "metadata/" + tufmeta.MetadataName(metadata.SNAPSHOT, snap.Signed.Version)
-		taken, err := r.taken(ctx, name)
-		if err != nil {
-			return err
-		}
-		if !taken {
-			files, snapData = append(files, file{name, data}), data
-			break
-		}
-		snap.Signed.Version++
-		snap.Signatures = nil
-	}
-	ts := metadata.Timestamp(r.expires(&tx.root, metadata.TIMESTAMP))
-	ts.Signed.Version = r.timestamp.Signed.Version + 1
-	ts.Signed.Meta["snapshot.json"] = pin(snap.Signed.Version, snapData)
-	tsData, err := tx.signBy(rootM, metadata.TIMESTAMP, ts, signers)
-	if err != nil {
-		return err
-	}
-	if err := r.unchanged(ctx); err != nil {
-		return err
-	}
-	if rootFile != nil {
-		files = append(files, *rootFile)
-	}
-	for _, f := range files {
-		if err := r.store.Put(ctx, f.name, bytes.NewReader(f.data), false); err != nil {
-			if errors.Is(err, fs.ErrExist) {
-				return fmt.Errorf("repository: %s: %w", f.name, ErrConflict)
-			}
-			return fmt.Errorf("repository: %s: %w", f.name, err)
-		}
-	}
-	if err := r.store.Put(ctx, "metadata/timestamp.json", bytes.NewReader(tsData), true); err != nil {
-		return fmt.Errorf("repository: timestamp: %w", err)
-	}
-	r.root, r.snapshot, r.timestamp, r.stale = rootM, snap, ts, false
-	maps.Copy(r.targets, signed)
-	return nil
-}
-
 func pin(version int64, data []byte) *metadata.MetaFiles {
 	sum := sha256.Sum256(data)
 	return &metadata.MetaFiles{Version: version, Length: int64(len(data)), Hashes: metadata.Hashes{"sha256": sum[:]}}
-}
-
-func (r *Repository) taken(ctx context.Context, name string) (bool, error) {
-	f, err := r.store.Get(ctx, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("repository: %s: %w", name, err)
-	}
-	return true, f.Close()
 }
 
 // unchanged returns ErrConflict when the timestamp in the store is not the one

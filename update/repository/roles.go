@@ -1,7 +1,6 @@
 package repository
 
 import (
-	"crypto"
 	"fmt"
 	"slices"
 
@@ -195,110 +194,4 @@ func (tx *Tx) AddDelegatedTarget(role, name string, c Content) error {
 		return tx.touch(role), nil
 	})
 	return err
-}
-
-// signerIDs maps key IDs to signers.
-func signerIDs(signers []crypto.Signer) (map[string]crypto.Signer, error) {
-	out := map[string]crypto.Signer{}
-	for _, s := range signers {
-		_, id, err := tufmeta.KeyOf(s.Public())
-		if err != nil {
-			return nil, fmt.Errorf("repository: signer: %w", err)
-		}
-		out[id] = s
-	}
-	return out, nil
-}
-
-// signWith adds the signatures of those signers whose key IDs are listed.
-func signWith[T metadata.Roles](m *metadata.Metadata[T], signers []crypto.Signer, ids ...string) error {
-	byID, err := signerIDs(signers)
-	if err != nil {
-		return err
-	}
-	payload, err := tufmeta.Payload(m.Signed)
-	if err != nil {
-		return fmt.Errorf("repository: %w", err)
-	}
-	for _, id := range ids {
-		s := byID[id]
-		if s == nil || slices.ContainsFunc(m.Signatures, func(s metadata.Signature) bool { return s.KeyID == id }) {
-			continue
-		}
-		sig, err := tufmeta.Sign(payload, s)
-		if err != nil {
-			return fmt.Errorf("repository: sign with key %s: %w", id, err)
-		}
-		m.Signatures = append(m.Signatures, metadata.Signature{KeyID: id, Signature: sig})
-	}
-	return nil
-}
-
-func thresholdError(role string, err error) error {
-	return fmt.Errorf("repository: role %s: %w: %w", role, ErrThreshold, err)
-}
-
-// sign signs a root for itself and for the root before it.
-func (tx *Tx) sign(m *metadata.Metadata[metadata.RootType], signers []crypto.Signer, before *metadata.Metadata[metadata.RootType]) ([]byte, error) {
-	m.Signatures = []metadata.Signature{}
-	ids := slices.Clone(m.Signed.Roles[metadata.ROOT].KeyIDs)
-	if before.Signed.Version > 0 {
-		ids = append(ids, before.Signed.Roles[metadata.ROOT].KeyIDs...)
-	}
-	if err := signWith(m, signers, ids...); err != nil {
-		return nil, err
-	}
-	if err := verify(m, metadata.ROOT, m); err != nil {
-		return nil, thresholdError("root", err)
-	}
-	if before.Signed.Version > 0 {
-		if err := verify(before, metadata.ROOT, m); err != nil {
-			return nil, thresholdError("root (keys of the root before)", err)
-		}
-	}
-	return m.ToBytes(false)
-}
-
-// signBy signs a role of the root's.
-func (tx *Tx) signBy(root *metadata.Metadata[metadata.RootType], role string, m any, signers []crypto.Signer) ([]byte, error) {
-	ids := root.Signed.Roles[role].KeyIDs
-	switch m := m.(type) {
-	case *metadata.Metadata[metadata.SnapshotType]:
-		return finish(root, role, m, signers, ids)
-	case *metadata.Metadata[metadata.TimestampType]:
-		return finish(root, role, m, signers, ids)
-	case *metadata.Metadata[metadata.TargetsType]:
-		return finish(root, role, m, signers, ids)
-	}
-	return nil, fmt.Errorf("repository: role %s can't be signed", role)
-}
-
-func finish[D, T metadata.Roles](by *metadata.Metadata[D], role string, m *metadata.Metadata[T], signers []crypto.Signer, ids []string) ([]byte, error) {
-	if err := signWith(m, signers, ids...); err != nil {
-		return nil, err
-	}
-	if err := verify(by, role, m); err != nil {
-		return nil, thresholdError(role, err)
-	}
-	return m.ToBytes(false)
-}
-
-// signTargets signs the top-level targets role or one that it delegates to.
-func (tx *Tx) signTargets(root *metadata.Metadata[metadata.RootType], role string, m *metadata.Metadata[metadata.TargetsType], signers []crypto.Signer) ([]byte, error) {
-	if role == metadata.TARGETS {
-		return tx.signBy(root, role, m, signers)
-	}
-	top := tx.top()
-	by := &metadata.Metadata[metadata.TargetsType]{Signed: *top}
-	var ids []string
-	if d := top.Delegations; d != nil && d.SuccinctRoles != nil {
-		ids = d.SuccinctRoles.KeyIDs
-	} else if d != nil {
-		for _, r := range d.Roles {
-			if r.Name == role {
-				ids = r.KeyIDs
-			}
-		}
-	}
-	return finish(by, role, m, signers, ids)
 }

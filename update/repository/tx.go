@@ -66,15 +66,6 @@ func (tx *Tx) touch(role string) *metadata.TargetsType {
 	return &c
 }
 
-// order lists the changed targets roles: delegated ones, then the top.
-func (tx *Tx) order() []string {
-	roles := slices.Sorted(maps.Keys(tx.targets))
-	if i := slices.Index(roles, metadata.TARGETS); i >= 0 {
-		roles = append(slices.Delete(roles, i, i+1), metadata.TARGETS)
-	}
-	return roles
-}
-
 // home returns the role that lists a target: its bin, where there are bins.
 func (tx *Tx) home(name string) (*metadata.TargetsType, error) {
 	d := tx.top().Delegations
