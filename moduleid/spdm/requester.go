@@ -58,7 +58,9 @@ const (
 var errRestart = errors.New("the responder asks to start over")
 
 // Prove runs the exchange from GET_VERSION to CHALLENGE, and GET_MEASUREMENTS
-// if the scheme asks for it.
+// if the scheme asks for it. An answer that does not hold is refused by an
+// error that is moduleid.ErrRefused; other errors mean that none came, and a
+// [ResponderError] is the responder's own refusal.
 func (r *Requester) Prove(ctx context.Context, c moduleid.Challenge) (*moduleid.Evidence, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -75,11 +77,12 @@ func (r *Requester) Prove(ctx context.Context, c moduleid.Challenge) (*moduleid.
 		if errors.Is(err, errRestart) && try < maxResynchs {
 			continue
 		}
-		if err != nil {
-			return nil, err
+		if err == nil {
+			_, err = r.cfg.Scheme.proof(&x.t, c)
+			x.bad = err != nil
 		}
-		if _, err := r.cfg.Scheme.proof(&x.t, c); err != nil {
-			return nil, err
+		if err != nil {
+			return nil, x.refusal(c, err)
 		}
 		return &moduleid.Evidence{Scheme: SchemeName, Message: encodePairs(x.messages)}, nil
 	}
@@ -92,6 +95,23 @@ type exchange struct {
 	nonces   nonces
 	t        transcript
 	messages [][]byte
+	bad      bool // the responder answered, and its answer is refused
+}
+
+// refusal tells an answer that is refused from one that never came.
+func (x *exchange) refusal(c moduleid.Challenge, err error) error {
+	if !x.bad {
+		return err
+	}
+	refused := &moduleid.RefusedError{Node: c.Node, Connector: c.Connector, Findings: []moduleid.Finding{{Reason: moduleid.ReasonProof, Detail: err.Error()}}}
+	var own *moduleid.RefusedError
+	if errors.As(err, &own) {
+		refused.Findings = own.Findings
+	}
+	if x.t.certs != nil {
+		refused.ID = moduleid.ID(x.t.certs[0])
+	}
+	return refused
 }
 
 func (x *exchange) run() error {
@@ -118,6 +138,7 @@ func (x *exchange) run() error {
 		return nil
 	}
 	if x.t.flags&capMeas != capMeasSig {
+		x.bad = true
 		return errors.New("spdm: the responder signs no measurements")
 	}
 	measure := append(x.header(reqMeasurements, 1, 0xff), x.nonces.measurements[:]...)
@@ -203,6 +224,7 @@ func (x *exchange) ask(req []byte) error {
 		}
 		if len(rsp) < 4 || rsp[1] != rspError {
 			if err := x.t.add(req, rsp); err != nil {
+				x.bad = true
 				return err
 			}
 			x.messages = append(x.messages, req, rsp)

@@ -76,7 +76,7 @@ func TestReferenceResponderTracesVerify(t *testing.T) {
 func TestEverySingleByteChangeIsRefused(t *testing.T) {
 	for name := range traces {
 		t.Run(name, func(t *testing.T) {
-			messages := trace(t, name)
+			messages, step := trace(t, name), testenv.N(17, 1)
 			// The second CHALLENGE covers A alone, so that B is flipped before
 			// the first one.
 			for i, m := range messages {
@@ -84,7 +84,8 @@ func TestEverySingleByteChangeIsRefused(t *testing.T) {
 				if i < len(messages)-4 {
 					end = len(messages) - 4
 				}
-				for at := range m {
+				// All of them on request; every message at several places always.
+				for at := i % step; at < len(m); at += step {
 					m[at] ^= 1 << (at % 8)
 					_, err := replay(messages[:end])
 					m[at] ^= 1 << (at % 8)
@@ -95,6 +96,29 @@ func TestEverySingleByteChangeIsRefused(t *testing.T) {
 			require.NoError(t, err)
 		})
 	}
+}
+
+// The same without recorded data, for every byte and every bit of the proof's
+// own signature.
+func TestEverySingleByteChangeOfAProofIsRefused(t *testing.T) {
+	r, c := fuzzResponder(t)
+	scheme := Scheme{Measurements: true}
+	chip, err := NewRequester(Loopback(r), Config{Scheme: scheme})
+	require.NoError(t, err)
+	e, err := chip.Prove(t.Context(), c)
+	require.NoError(t, err)
+	for at := range e.Message {
+		e.Message[at] ^= 1 << (at % 8)
+		_, err := scheme.Check(c, e)
+		require.Error(t, err, "byte %d", at)
+		e.Message[at] ^= 1 << (at % 8)
+	}
+	for _, n := range []int{0, 1, 4, len(e.Message) / 2, len(e.Message) - 1} {
+		_, err := scheme.Check(c, &moduleid.Evidence{Scheme: SchemeName, Message: e.Message[:n]})
+		require.Error(t, err, "cut to %d bytes", n)
+	}
+	_, err = scheme.Check(c, e)
+	require.NoError(t, err)
 }
 
 func TestMicrochipTemplateCertificatesParse(t *testing.T) {
