@@ -12,6 +12,7 @@ import (
 
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/internal/tpm"
+	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
 )
 
 // faulty is a TPM that refuses one command, the one that comes after skip
@@ -43,18 +44,14 @@ func (f *faulty) Send(command []byte) ([]byte, error) {
 
 // Whatever command fails, no handle and no session stays in the TPM, and what
 // was interrupted works when it is done again.
-func TestEveryFailedCommandFlushes(t *testing.T) {
-	dev, endorsers := newTPM(t)
-	for _, template := range []string{"H-3", "L-1"} {
-		keys, err := open(t, dev, attest.NodeConfig{Endorsers: endorsers}).EndorsementKeys(t.Context())
-		require.NoError(t, err)
-		var pin []byte
-		for _, k := range keys {
-			if k.Template == template {
-				pin = k.Name
-			}
-		}
-		steps := 0
+func TestEveryFailedCommandFlushes(t *testing.T) { onEach(t, tEveryFailedCommandFlushes) }
+
+func tEveryFailedCommandFlushes(t *testing.T, dev *tpmtest.TPM, endorsers attest.Endorsers) {
+	keys, err := open(t, dev, attest.NodeConfig{Endorsers: endorsers}).EndorsementKeys(t.Context())
+	require.NoError(t, err)
+	require.NotEmpty(t, keys)
+	for _, k := range keys {
+		template, pin, steps := k.Template, k.Name, 0
 		for _, how := range []string{"code", "line"} {
 			for skip := 0; ; skip++ {
 				c := newCloud(t, endorsers)

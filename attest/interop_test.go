@@ -176,8 +176,9 @@ func (x *tools) run(name string, args ...string) {
 	cmd.Env = append(os.Environ(), "TPM2TOOLS_TCTI=cmd:"+self, "ATTEST_TEST_TCTI_SOCKET="+x.dev.Socket)
 	out, err := cmd.CombinedOutput()
 	require.NoError(x.t, err, "%s: %s", name, out)
-	x.dev.Device, err = tpm.Open(context.WithoutCancel(x.t.Context()), "unix:"+x.dev.Socket)
+	d, err := tpm.Open(context.WithoutCancel(x.t.Context()), "unix:"+x.dev.Socket)
 	require.NoError(x.t, err)
+	x.dev.Device = d
 	left, err := tpm.LoadedHandles(x.dev) // the tools count on a resource manager to flush
 	require.NoError(x.t, err)
 	for _, h := range left.Transient {
@@ -199,7 +200,8 @@ func (x *tools) write(name string, b []byte) {
 
 // tpm2-tools' quotes and credentials with ours, ours with theirs.
 func TestTPM2ToolsInterop(t *testing.T) {
-	dev, endorsers := newTPM(t)
+	dev, m := tpmtest.NewSwtpm(t)
+	endorsers := attest.Endorsers{Anchors: []*x509.Certificate{m.Root}, Intermediates: m.Intermediates}
 	n := open(t, dev, attest.NodeConfig{Endorsers: endorsers})
 	c := newCloud(t, endorsers)
 	key, _ := c.enroll(n)

@@ -33,6 +33,13 @@ func newTPM(tb testing.TB) (*tpmtest.TPM, attest.Endorsers) {
 	return t, attest.Endorsers{Anchors: []*x509.Certificate{m.Root}, Intermediates: m.Intermediates}
 }
 
+// onEach runs a test on every TPM there is.
+func onEach(t *testing.T, f func(t *testing.T, dev *tpmtest.TPM, e attest.Endorsers)) {
+	tpmtest.Each(t, func(t *testing.T, dev *tpmtest.TPM, m *tpmtest.Maker) {
+		f(t, dev, attest.Endorsers{Anchors: []*x509.Certificate{m.Root}, Intermediates: m.Intermediates})
+	})
+}
+
 // cloud is an owner's cloud in memory.
 type cloud struct {
 	tb         testing.TB
@@ -131,8 +138,9 @@ func open(tb testing.TB, t transport.TPM, c attest.NodeConfig) *attest.Node {
 	return n
 }
 
-func TestNodeEnrolsAndAttests(t *testing.T) {
-	dev, endorsers := newTPM(t)
+func TestNodeEnrolsAndAttests(t *testing.T) { onEach(t, enrolsAndAttests) }
+
+func enrolsAndAttests(t *testing.T, dev *tpmtest.TPM, endorsers attest.Endorsers) {
 	log := func(_ context.Context, nonce []byte) (string, []byte, error) {
 		return "application/x-log", append([]byte("log "), nonce...), nil
 	}
@@ -167,8 +175,9 @@ func TestNodeEnrolsAndAttests(t *testing.T) {
 	assert.Equal(t, registry.Affirming, stored.State)
 }
 
-func TestIdentitySurvivesReboot(t *testing.T) {
-	dev, endorsers := newTPM(t)
+func TestIdentitySurvivesReboot(t *testing.T) { onEach(t, tIdentitySurvivesReboot) }
+
+func tIdentitySurvivesReboot(t *testing.T, dev *tpmtest.TPM, endorsers attest.Endorsers) {
 	n := open(t, dev, attest.NodeConfig{Endorsers: endorsers})
 	c := newCloud(t, endorsers)
 	key, _ := c.enroll(n)
@@ -186,8 +195,9 @@ func TestIdentitySurvivesReboot(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestDeviceKeyServesTLS13(t *testing.T) {
-	dev, endorsers := newTPM(t)
+func TestDeviceKeyServesTLS13(t *testing.T) { onEach(t, tDeviceKeyServesTLS13) }
+
+func tDeviceKeyServesTLS13(t *testing.T, dev *tpmtest.TPM, endorsers attest.Endorsers) {
 	n := open(t, dev, attest.NodeConfig{Endorsers: endorsers})
 	c := newCloud(t, endorsers)
 	c.enroll(n)

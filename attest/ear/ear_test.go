@@ -85,6 +85,9 @@ func TestTokens(t *testing.T) {
 		require.ErrorIs(t, err, ear.ErrExpired)
 		_, err = ear.Verify(token, key.Public(), time.Now().Add(-time.Hour))
 		require.ErrorIs(t, err, ear.ErrExpired)
+		if key != p256 {
+			continue
+		}
 		for i := range token {
 			bad := append([]byte(nil), token...)
 			bad[i] ^= 1
