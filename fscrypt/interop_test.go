@@ -94,8 +94,8 @@ func tools(t *testing.T, dev transport.TPM, dir string) func(args ...string) []b
 	}
 }
 
-// persistSRK makes the storage root key persistent, where tpm2-tools find it.
-func persistSRK(t *testing.T, dev transport.TPM) {
+// persist makes the storage root key persistent, where tpm2-tools find it.
+func persist(t testing.TB, dev transport.TPM) {
 	srk, err := tpm.SRK(dev, nil)
 	require.NoError(t, err)
 	_, err = tpm2.EvictControl{Auth: tpm2.TPMRHOwner, ObjectHandle: srk.Named(), PersistentHandle: tpm.HandleSRK}.Execute(dev)
@@ -106,7 +106,7 @@ func persistSRK(t *testing.T, dev transport.TPM) {
 func TestTPM2ToolsUnsealWhatWeSealAndTheReverse(t *testing.T) {
 	dev, _ := tpmtest.New(t)
 	boot(t, dev, "image 1")
-	persistSRK(t, dev)
+	persist(t, dev)
 	dir := t.TempDir()
 	run := tools(t, dev, dir)
 	file := func(name string, b []byte) { require.NoError(t, os.WriteFile(filepath.Join(dir, name), b, 0o600)) }
