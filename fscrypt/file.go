@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"runtime"
 	"sync"
 
 	"filippo.io/age"
@@ -33,6 +34,7 @@ type File struct {
 
 type partReader struct {
 	part
+	start int64 // of the part in the file
 	file  disk.File
 	plain io.ReaderAt
 }
@@ -102,7 +104,11 @@ func (v *Volume) openFile(name string) (*File, error) {
 	}
 	f := &File{v: v, name: name, entry: e}
 	f.info, _ = v.m.stat(name) // e is there
+	var at int64
 	for _, p := range e.Parts {
+		if p.Open {
+			continue // nothing of it is visible yet
+		}
 		file, err := v.disk.Open("objects/" + p.ID)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fmt.Errorf("object %s is gone: %w", p.ID, ErrTampered)
@@ -110,7 +116,8 @@ func (v *Volume) openFile(name string) (*File, error) {
 		if err != nil {
 			return nil, errors.Join(err, f.closeParts())
 		}
-		f.parts = append(f.parts, partReader{part: p, file: file})
+		f.parts = append(f.parts, partReader{part: p, start: at, file: file})
+		at += p.Size
 	}
 	v.open[name]++
 	return f, nil
@@ -181,6 +188,95 @@ func (f *File) Read(p []byte) (int, error) {
 		err = nil
 	}
 	return n, err
+}
+
+// WriteTo implements io.WriterTo: it writes what is left of the file, and
+// decrypts ahead on several cores. After an error, what was written is an
+// authenticated prefix.
+func (f *File) WriteTo(w io.Writer) (n int64, err error) {
+	f.mu.Lock()
+	off := f.off
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		f.off = off + n
+		f.mu.Unlock()
+	}()
+	for i := range f.parts {
+		p := &f.parts[i]
+		if off+n >= p.start+p.Size {
+			continue
+		}
+		m, err := f.stream(w, p, off+n-p.start)
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// Decrypting ahead: spans in flight, and bytes of each.
+const (
+	aheadSpans = 4
+	aheadSize  = 16 * chunkSize
+)
+
+// stream writes a part from an offset on.
+func (f *File) stream(w io.Writer, p *partReader, off int64) (n int64, err error) {
+	type span struct {
+		b   []byte
+		err error
+	}
+	workers := min(runtime.GOMAXPROCS(0), aheadSpans)
+	free := make(chan []byte, workers)
+	for range workers {
+		free <- nil
+	}
+	next := make(chan chan span, workers)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(stop)
+	wg.Go(func() {
+		defer close(next)
+		for at := off; at < p.Size; {
+			var buf []byte
+			select {
+			case buf = <-free:
+			case <-stop:
+				return
+			}
+			if buf == nil {
+				buf = make([]byte, aheadSize)
+			}
+			end := min((at/aheadSize+1)*aheadSize, p.Size) // spans begin with a chunk
+			b, from := buf[:end-at], at                    // the capacity stays
+			done := make(chan span, 1)
+			wg.Go(func() {
+				m, err := p.plain.ReadAt(b, from)
+				if err == io.EOF && m == len(b) {
+					err = nil
+				}
+				done <- span{b, err}
+			})
+			next <- done
+			at = end
+		}
+	})
+	for done := range next {
+		s := <-done
+		if err := errors.Join(s.err, f.usable()); err != nil {
+			return n, fmt.Errorf("fscrypt: read %s: %w", f.name, damaged(p.ID, err))
+		}
+		m, err := w.Write(s.b)
+		n += int64(m)
+		if err != nil {
+			return n, err
+		}
+		free <- s.b[:cap(s.b)]
+	}
+	return n, nil
 }
 
 // Seek implements io.Seeker.

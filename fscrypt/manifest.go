@@ -40,6 +40,7 @@ type part struct {
 	Epoch uint64 `json:"e"`           // volume key that wraps its file key
 	Size  int64  `json:"s"`           // plaintext bytes
 	Pad   int64  `json:"z,omitempty"` // zeros behind them, which hide the size
+	Open  bool   `json:"o,omitempty"` // a segment that is being written
 }
 
 // padding is how many zeros hide a size: up to 12 % more, so that only about

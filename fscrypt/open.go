@@ -149,6 +149,9 @@ func (v *Volume) load(ctx context.Context, repair bool) error {
 			return err
 		}
 	}
+	if err := v.salvage(); err != nil {
+		return err
+	}
 	if err := v.removeOrphans(); err != nil {
 		return err
 	}

@@ -102,7 +102,11 @@ func (v *Volume) stale() ([]string, error) {
 	}
 	var names []string
 	for _, name := range slices.Sorted(maps.Keys(v.m.files)) {
-		if v.m.files[name].stale(v.header.Epoch) {
+		e := v.m.files[name]
+		if e.stale(v.header.Epoch) && e.segment() >= 0 {
+			return nil, &BusyError{Open: 1, Paths: []string{name + ": Append is open"}}
+		}
+		if e.stale(v.header.Epoch) {
 			names = append(names, name)
 		}
 	}

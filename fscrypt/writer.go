@@ -14,8 +14,9 @@ import (
 	"github.com/trusttree/trusttree/fscrypt/internal/disk"
 )
 
-// writeBuffer is how much ciphertext is gathered for one write, in bytes.
-const writeBuffer = 256 << 10
+// writeBuffer gathers an age header and a small file for one write, in bytes.
+// Whole chunks pass it by.
+const writeBuffer = 8 << 10
 
 var writeBuffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, writeBuffer) }}
 
@@ -90,6 +91,8 @@ type Writer struct {
 	name string
 	o    *object // nil once closed
 	err  error
+
+	segment bool // of Append
 }
 
 // Create starts a new version of a file; directories need not be made. What
@@ -165,8 +168,12 @@ func (w *Writer) Close() (err error) {
 	o := w.o
 	w.o = nil
 	defer w.v.unhold(w.name)
+	id := o.part.ID
 	if err := w.v.finish(o); err != nil {
 		return err
+	}
+	if w.segment {
+		return w.v.endSegment(w.name, id, &o.part)
 	}
 	return w.v.put(w.name, o.part)
 }
@@ -179,6 +186,9 @@ func (w *Writer) Abort() error {
 	o := w.o
 	w.o = nil
 	defer w.v.unhold(w.name)
+	if w.segment && w.v.usable() == nil {
+		return errors.Join(w.v.endSegment(w.name, o.part.ID, nil), w.v.discard(o))
+	}
 	return w.v.discard(o)
 }
 

@@ -1,0 +1,177 @@
+package fscrypt
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"time"
+
+	"filippo.io/age"
+)
+
+// Append adds a segment at the end of a file, or starts the file: for
+// recordings. The segment becomes visible when Close returns nil. Unlike a new
+// version, what was written of it is not all lost in a power cut: the next
+// Open keeps the whole chunks of 64 KiB that had reached the disk, of which
+// Sync makes sure. A file has at most 4096 segments and one Append at a time.
+func (v *Volume) Append(name string) (_ *Writer, err error) {
+	defer boundary("append to "+name, &err)
+	if err := v.hold(name); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			v.unhold(name)
+		}
+	}()
+	o, err := v.newObject()
+	if err != nil {
+		return nil, err
+	}
+	if err = o.buf.Flush(); err == nil {
+		if err = o.file.Sync(); err == nil {
+			err = v.disk.SyncDir("objects")
+		}
+	}
+	if err == nil {
+		err = v.addSegment(name, o.part)
+	}
+	if err != nil {
+		return nil, errors.Join(err, v.discard(o))
+	}
+	return &Writer{v: v, name: name, o: o, segment: true}, nil
+}
+
+// addSegment notes that a segment is being written.
+func (v *Volume) addSegment(name string, p part) error {
+	v.wmu.Lock()
+	defer v.wmu.Unlock()
+	if err := v.usable(); err != nil {
+		return err
+	}
+	p.Open = true
+	next := entry{Version: 1, ModTime: time.Now().UnixNano()}
+	if e := v.m.files[name]; e != nil {
+		if e.segment() >= 0 {
+			return errors.New("another Append to it is open")
+		}
+		if len(e.Parts) >= maxParts {
+			return fmt.Errorf("has %d segments, the most allowed: write it anew", maxParts)
+		}
+		next.Version = e.Version + 1
+		next.Parts = slices.Clone(e.Parts)
+	}
+	next.Parts = append(next.Parts, p)
+	return v.record(&op{Op: opPut, Name: name, File: &next})
+}
+
+// segment is the index of the part that is still being written, or -1.
+func (e *entry) segment() int { return slices.IndexFunc(e.Parts, func(p part) bool { return p.Open }) }
+
+// endSegment puts a finished segment in place of the one being written; nil
+// drops it.
+func (v *Volume) endSegment(name, id string, p *part) error {
+	v.wmu.Lock()
+	defer v.wmu.Unlock()
+	if err := v.usable(); err != nil {
+		return err
+	}
+	e := v.m.files[name]
+	if e == nil || e.segment() < 0 || e.Parts[e.segment()].ID != id {
+		return fmt.Errorf("was removed, renamed or written anew meanwhile: %w", fs.ErrNotExist)
+	}
+	next := *e
+	next.Parts = slices.Clone(e.Parts)
+	i := e.segment()
+	if p == nil {
+		next.Parts = slices.Delete(next.Parts, i, i+1)
+	} else {
+		next.Parts[i] = *p
+		next.ModTime = time.Now().UnixNano()
+	}
+	if len(next.Parts) == 0 {
+		return v.record(&op{Op: opRemove, Name: name})
+	}
+	return v.record(&op{Op: opPut, Name: name, File: &next})
+}
+
+// Sync makes sure that the whole chunks of 64 KiB written so far survive a
+// power cut, in a Writer of Append; in one of Create nothing does before
+// Close.
+func (w *Writer) Sync() (err error) {
+	defer boundary("sync "+w.name, &err)
+	if w.o == nil {
+		return fs.ErrClosed
+	}
+	if w.err != nil {
+		return w.err
+	}
+	if err := w.o.buf.Flush(); err != nil {
+		w.err = err
+		return err
+	}
+	return w.o.file.Sync()
+}
+
+// salvage ends the segments that a cut left unfinished: their whole chunks
+// that authenticate are kept. It runs while nobody else uses the volume.
+func (v *Volume) salvage() error {
+	for name, e := range v.m.files {
+		i := e.segment()
+		if i < 0 {
+			continue
+		}
+		kept, err := v.salvagePart(e.Parts[i])
+		if err != nil {
+			return err
+		}
+		if err := v.endSegment(name, e.Parts[i].ID, kept); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// salvagePart copies the authenticated prefix of an unfinished object into a
+// new one; nil if there is none.
+func (v *Volume) salvagePart(p part) (*part, error) {
+	f, err := v.disk.Open("objects/" + p.ID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	r, err := age.Decrypt(f, v.objectKey(p))
+	if err != nil {
+		return nil, nil // not even its header reached the disk
+	}
+	o, err := v.newObject()
+	if err != nil {
+		return nil, err
+	}
+	buf := make([]byte, chunkSize)
+	for {
+		n, rerr := io.ReadFull(r, buf)
+		if n == 0 || (rerr != nil && n < chunkSize && !errors.Is(rerr, io.ErrUnexpectedEOF)) {
+			break
+		}
+		if _, err := o.age.Write(buf[:n]); err != nil {
+			return nil, errors.Join(err, v.discard(o))
+		}
+		o.part.Size += int64(n)
+		if rerr != nil {
+			break
+		}
+	}
+	if o.part.Size == 0 {
+		return nil, v.discard(o)
+	}
+	if err := v.finish(o); err != nil {
+		return nil, err
+	}
+	return &o.part, nil
+}
