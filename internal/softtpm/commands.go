@@ -16,6 +16,7 @@ func commandList() []command {
 		{cc: 0x129, handles: hs(user(hkHierarchyAuth)), dec: true, nv: true, run: hierarchyChangeAuth},                                    // HierarchyChangeAuth
 		{cc: 0x12A, handles: hs(user(hkProvision)), dec: true, nv: true, run: nvDefineSpace},                                              // NV_DefineSpace
 		{cc: 0x12E, handles: hs(user(hkHierarchyAuth)), dec: true, nv: true, run: setPrimaryPolicy},                                       // SetPrimaryPolicy
+		{cc: 0x130, handles: hs(user(hkProvision)), run: clockRateAdjust},                                                                 // ClockRateAdjust
 		{cc: 0x131, handles: hs(user(hkHierarchyNull)), rspHandle: true, dec: true, enc: true, run: createPrimary},                        // CreatePrimary
 		{cc: 0x132, handles: hs(user(hkProvision)), nv: true, run: nvGlobalWriteLock},                                                     // NV_GlobalWriteLock
 		{cc: 0x134, handles: hs(user(hkNVAuth), none(hkNV)), nvOp: nvOpWrite, nv: true, run: nvIncrement},                                 // NV_Increment

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -21,9 +22,9 @@ import (
 var update = flag.Bool("update", false, "record swtpm's answers in testdata/swtpm")
 
 // transcript runs a scenario and returns what the TPM answered.
-func transcript(t *testing.T, device transport.TPM, s scenario, mutate bool) string {
+func transcript(t *testing.T, device transport.TPM, reboot func(cut bool) transport.TPM, s scenario, mutate bool) string {
 	t.Helper()
-	r := &recorder{t: device, mutate: mutate}
+	r := &recorder{t: device, mutate: mutate, reboot: reboot}
 	s.run(r)
 	return strings.Join(r.lines, "\n") + "\n"
 }
@@ -39,6 +40,9 @@ func goldenFile(s scenario, mutate bool) string {
 func eachScenario(t *testing.T, f func(t *testing.T, s scenario, mutate bool)) {
 	for _, s := range scenarios {
 		t.Run(s.name, func(t *testing.T) { f(t, s, false) })
+		if s.plain {
+			continue
+		}
 		t.Run(s.name+"-mutated", func(t *testing.T) { f(t, s, true) })
 	}
 }
@@ -52,8 +56,21 @@ func TestAnswersAsRecordedFromSwtpm(t *testing.T) {
 		startup(t, soft)
 		want, err := os.ReadFile(goldenFile(s, mutate))
 		require.NoError(t, err)
-		compareTranscripts(t, string(want), transcript(t, soft, s, mutate))
+		compareTranscripts(t, string(want), transcript(t, soft, rebootSoft(t, soft), s, mutate))
 	})
+}
+
+func rebootSoft(t *testing.T, soft *softtpm.TPM) func(bool) transport.TPM {
+	return func(cut bool) transport.TPM {
+		if !cut {
+			_, err := tpm2.Shutdown{ShutdownType: tpm2.TPMSUClear}.Execute(soft)
+			require.NoError(t, err)
+		}
+		soft.PowerOff()
+		soft.PowerOn()
+		startup(t, soft)
+		return soft
+	}
 }
 
 // TestSwtpmAnswersAsRecorded holds the recordings against the swtpm that is
@@ -61,10 +78,20 @@ func TestAnswersAsRecordedFromSwtpm(t *testing.T) {
 func TestSwtpmAnswersAsRecorded(t *testing.T) {
 	testenv.Tool(t, "swtpm", "swtpm")
 	eachScenario(t, func(t *testing.T, s scenario, mutate bool) {
-		device, err := tpmtest.Start(t.Context(), t.TempDir())
+		dir := t.TempDir()
+		device, err := tpmtest.Start(t.Context(), dir)
 		require.NoError(t, err)
 		defer func() { assert.NoError(t, device.PowerOff()) }()
-		got := transcript(t, device, s, mutate)
+		got := transcript(t, device, func(cut bool) transport.TPM {
+			if !cut {
+				_, err := tpm2.Shutdown{ShutdownType: tpm2.TPMSUClear}.Execute(device)
+				require.NoError(t, err)
+			}
+			require.NoError(t, device.PowerOff())
+			device, err = tpmtest.Start(t.Context(), dir)
+			require.NoError(t, err)
+			return device
+		}, s, mutate)
 		if *update {
 			require.NoError(t, os.WriteFile(goldenFile(s, mutate), []byte(got), 0o644))
 			return

@@ -11,13 +11,16 @@ import (
 // scenario is a sequence of commands that is run on two TPMs. It goes on when
 // a command fails: the failures are compared too.
 type scenario struct {
-	name string
-	run  func(t transport.TPM)
+	name  string
+	run   func(t transport.TPM)
+	plain bool // not with mutations
 }
 
 var scenarios = []scenario{
-	{"pcr", pcrScenario}, {"objects", objectScenario}, {"keys", keyScenario}, {"attest", attestScenario}, {"nv", nvScenario},
-	{"policy", policyScenario}, {"sessions", sessionScenario}, {"hash", hashScenario},
+	{"pcr", pcrScenario, false}, {"objects", objectScenario, false}, {"keys", keyScenario, false}, {"attest", attestScenario, false},
+	{"nv", nvScenario, false}, {"policy", policyScenario, false}, {"sessions", sessionScenario, false}, {"hash", hashScenario, false},
+	{"power", powerScenario, true}, {"lockout", lockoutScenario, true}, {"hierarchy", hierarchyScenario, true},
+	{"unknown", unknownScenario, true},
 }
 
 // try runs a command and returns its response, or an empty one.

@@ -24,7 +24,7 @@ func startup(t *TPM, c *call) rc {
 	orderly := t.shutdown != shutdownNone
 	restart := was != nil && t.shutdown == shutdownState
 	t.started = true
-	t.clockSafe = orderly
+	t.clockSafe = t.clockSafe && orderly
 	t.objs = map[uint32]*object{}
 	t.sessions = map[uint32]*session{}
 	t.volatile.saved = map[uint32]*savedSession{}
@@ -149,6 +149,14 @@ func clockSet(t *TPM, c *call) rc {
 	t.clockMs = to
 	t.dirty = true
 	return 0
+}
+
+// clockRateAdjust accepts a rate and keeps its own.
+func clockRateAdjust(t *TPM, c *call) rc {
+	if v := int8(c.p.next().u8()); v < -3 || v > 3 {
+		c.p.fail(rcValue)
+	}
+	return c.end()
 }
 
 func hierarchyChangeAuth(t *TPM, c *call) rc {

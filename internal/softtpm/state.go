@@ -31,6 +31,7 @@ type stateJSON struct {
 	NV           []nvJSON               `json:"nv,omitempty"`
 	MaxCount     uint64                 `json:"max_count"`
 	ClockMs      uint64                 `json:"clock_ms"`
+	ClockSafe    bool                   `json:"clock_safe"`
 	ResetCount   uint32                 `json:"reset_count"`
 	RestartCount uint32                 `json:"restart_count"`
 	Shutdown     int                    `json:"shutdown"`
@@ -161,7 +162,7 @@ func (j *objectJSON) object() (*object, bool) {
 func (t *TPM) state() *stateJSON {
 	n := &t.nonVolatile
 	s := &stateJSON{
-		Version: stateVersion, Seeds: n.seeds, Proofs: n.proofs, Auths: n.auths, MaxCount: n.maxCount, ClockMs: n.clockMs,
+		Version: stateVersion, Seeds: n.seeds, Proofs: n.proofs, Auths: n.auths, MaxCount: n.maxCount, ClockMs: n.clockMs, ClockSafe: n.clockSafe,
 		ResetCount: n.resetCount, RestartCount: n.restartCount, Shutdown: n.shutdown, DAUsed: n.daUsed, DisableClear: n.disableClear,
 		DA:       daJSON{n.da.failed, n.da.maxTries, n.da.recovery, n.da.lockoutRecovery, n.da.lockoutEnabled},
 		Policies: map[uint32]policyJSON{}, Persistent: map[uint32]*objectJSON{},
@@ -255,7 +256,7 @@ func (t *TPM) restore(b []byte) error {
 	}
 	n := nonVolatile{
 		seeds: s.Seeds, proofs: s.Proofs, auths: s.Auths, policies: map[uint32]authPolicy{}, persistent: map[uint32]*object{},
-		nv: map[uint32]*nvIndex{}, maxCount: s.MaxCount, clockMs: s.ClockMs, resetCount: s.ResetCount, restartCount: s.RestartCount,
+		nv: map[uint32]*nvIndex{}, maxCount: s.MaxCount, clockMs: s.ClockMs, clockSafe: s.ClockSafe, resetCount: s.ResetCount, restartCount: s.RestartCount,
 		shutdown: s.Shutdown, daUsed: s.DAUsed, disableClear: s.DisableClear,
 		da: lockout{s.DA.Failed, s.DA.MaxTries, s.DA.Recovery, s.DA.LockoutRecovery, s.DA.LockoutEnabled},
 	}

@@ -58,6 +58,7 @@ type nonVolatile struct {
 	maxCount   uint64 // largest value that a deleted counter ever had
 
 	clockMs      uint64 // value of clock when the power last went, or was saved
+	clockSafe    bool   // the clock has not gone back
 	resetCount   uint32
 	restartCount uint32
 	shutdown     int // how the TPM was shut down: one of shutdownNone, Clear, State
@@ -90,8 +91,7 @@ type volatile struct {
 	locality  int    // of the command that is executed
 	client    uint64 // who sent it
 	poweredAt time.Time
-	clockBase uint64 // clock when the power came
-	clockSafe bool
+	clockBase uint64          // clock when the power came
 	enabled   map[uint32]bool // hierarchies (owner, endorsement, platform, platform NV)
 
 	platformAuth []byte
@@ -159,6 +159,7 @@ func (t *TPM) manufacture() {
 		nv:         map[uint32]*nvIndex{},
 		da:         lockout{maxTries: 3, recovery: 1000, lockoutRecovery: 1000, lockoutEnabled: true},
 		shutdown:   shutdownClear,
+		clockSafe:  true,
 	}
 	t.dirty = true
 }

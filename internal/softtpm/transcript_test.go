@@ -16,7 +16,12 @@ type recorder struct {
 	t      transport.TPM
 	mutate bool // send mutations of each command before it
 	lines  []string
+	// reboot shuts the TPM down in order, or cuts its power, and starts it again.
+	reboot func(cut bool) transport.TPM
 }
+
+// cycle reboots the TPM.
+func (r *recorder) cycle(cut bool) { r.t = r.reboot(cut) }
 
 func (r *recorder) Send(cmd []byte) ([]byte, error) {
 	cc := binary.BigEndian.Uint32(cmd[6:])
