@@ -1,13 +1,13 @@
 package tlsconn
 
 import (
-	"bufio"
 	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -22,12 +22,17 @@ const (
 
 var errHandshakeSize = errors.New("handshake messages are too large")
 
+// readBuffers are held only by connections that have bytes to read.
+var readBuffers = sync.Pool{New: func() any { b := make([]byte, batchSize); return &b }}
+
 // batchConn lies under a tls.Conn. It gathers the records of one Write into one
 // system call, reads many records with one, and bounds what an unauthenticated
 // peer may send.
 type batchConn struct {
 	net.Conn
-	r *bufio.Reader
+	rc  syscall.RawConn // nil when the connection is not a socket
+	in  *[]byte         // pooled, while bytes in it are not taken yet
+	got []byte          // those bytes, within in
 
 	pre     atomic.Bool // handshake not done
 	read    int         // bytes read while pre; only the handshake reads then
@@ -39,14 +44,36 @@ type batchConn struct {
 }
 
 func newBatchConn(c net.Conn) *batchConn {
-	b := &batchConn{Conn: c, r: bufio.NewReaderSize(c, batchSize)}
+	b := &batchConn{Conn: c}
+	if s, ok := c.(syscall.Conn); ok {
+		b.rc, _ = s.SyscallConn()
+	}
 	b.pre.Store(true)
 	return b
 }
 
+// fetch reads as much as is there, with one system call. The buffer is taken
+// when there are bytes, so that a connection that waits holds none.
+func (c *batchConn) fetch(b []byte) (int, error) {
+	if len(c.got) == 0 {
+		if c.rc == nil {
+			return c.Conn.Read(b)
+		}
+		if err := c.fill(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(b, c.got)
+	if c.got = c.got[n:]; len(c.got) == 0 {
+		readBuffers.Put(c.in)
+		c.in, c.got = nil, nil
+	}
+	return n, nil
+}
+
 func (c *batchConn) Read(b []byte) (int, error) {
 	if !c.pre.Load() {
-		return c.r.Read(b)
+		return c.fetch(b)
 	}
 	limit := maxHandshakeBytes
 	if !c.replied.Load() {
@@ -55,7 +82,7 @@ func (c *batchConn) Read(b []byte) (int, error) {
 	if c.read >= limit {
 		return 0, errHandshakeSize
 	}
-	n, err := c.r.Read(b[:min(len(b), limit-c.read)])
+	n, err := c.fetch(b[:min(len(b), limit-c.read)])
 	c.read += n
 	return n, err
 }

@@ -156,22 +156,33 @@ func (c *Config) baseTLS() *tls.Config {
 	return t
 }
 
-// handshake runs the TLS handshake over raw within the deadline.
+// handshake makes a tunnel's connection over raw within the deadline.
 func (c *Config) handshake(ctx context.Context, raw net.Conn, server bool) (*secureConn, Peer, error) {
+	usage := x509.ExtKeyUsageServerAuth
+	if server {
+		usage = x509.ExtKeyUsageClientAuth
+	}
+	var peer Peer
+	sc, err := c.shake(ctx, raw, c.tunnelTLS(ctx, usage, &peer), server)
+	return sc, peer, err
+}
+
+// shake runs a TLS handshake over raw, bounded in time and size; raw is closed
+// when it fails.
+func (c *Config) shake(ctx context.Context, raw net.Conn, t *tls.Config, server bool) (*secureConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Limits.HandshakeTimeout)
 	defer cancel()
-	var peer Peer
 	bc := newBatchConn(raw)
 	sc := &secureConn{under: bc}
 	if server {
-		sc.Conn = tls.Server(bc, c.tunnelTLS(ctx, x509.ExtKeyUsageClientAuth, &peer))
+		sc.Conn = tls.Server(bc, t)
 	} else {
-		sc.Conn = tls.Client(bc, c.tunnelTLS(ctx, x509.ExtKeyUsageServerAuth, &peer))
+		sc.Conn = tls.Client(bc, t)
 	}
 	if err := sc.HandshakeContext(ctx); err != nil {
 		abortConn(raw)
-		return nil, Peer{}, err
+		return nil, err
 	}
 	bc.pre.Store(false)
-	return sc, peer, nil
+	return sc, nil
 }

@@ -24,6 +24,7 @@ type flowConn struct {
 	eof    atomic.Bool // the far end's clean end was read
 	fin    atomic.Bool // ours was sent
 
+	rmu        sync.Mutex // one reader at a time: the stream wakes only one
 	imu        sync.Mutex
 	inspection *inspection // at the opener, until its first bytes have passed
 }
@@ -36,6 +37,11 @@ func newFlowConn(f *flow, s mux.Stream) *flowConn {
 func (c *flowConn) Peer() Peer { return c.f.t.Peer() }
 
 func (c *flowConn) Read(b []byte) (int, error) {
+	c.rmu.Lock()
+	defer c.rmu.Unlock()
+	if c.closed.Load() {
+		return 0, net.ErrClosed
+	}
 	n, err := c.s.Read(b)
 	if c.closed.Load() {
 		return 0, net.ErrClosed
@@ -195,6 +201,8 @@ func (c *flowConn) Close() error {
 }
 
 func (c *flowConn) linger() {
+	c.rmu.Lock()
+	defer c.rmu.Unlock()
 	_ = c.s.SetReadDeadline(time.Now().Add(lingerTimeout))
 	var b [1]byte
 	switch n, err := c.s.Read(b[:]); {
@@ -234,8 +242,16 @@ func (c *flowConn) RemoteAddr() net.Addr {
 	return flowAddr{c.f.t.peer.ID.String()}
 }
 
-func (c *flowConn) SetDeadline(t time.Time) error      { return c.s.SetDeadline(t) }
-func (c *flowConn) SetReadDeadline(t time.Time) error  { return c.s.SetReadDeadline(t) }
+func (c *flowConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+func (c *flowConn) SetReadDeadline(t time.Time) error {
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	return c.s.SetReadDeadline(t)
+}
 func (c *flowConn) SetWriteDeadline(t time.Time) error { return c.s.SetWriteDeadline(t) }
 
 var _ interface {

@@ -8,8 +8,15 @@ import (
 	"sync"
 )
 
-// relayBuffer is the size of a copy buffer in bytes.
+// relayBuffer is the size of a busy copy buffer in bytes.
 const relayBuffer = 64 << 10
+
+// idleBuffer is what a direction holds that moves little, and quietReads after
+// how many small reads it counts as such.
+const (
+	idleBuffer = 4 << 10
+	quietReads = 8
+)
 
 var relayBuffers = sync.Pool{New: func() any { b := make([]byte, relayBuffer); return &b }}
 
@@ -51,14 +58,24 @@ func Relay(ctx context.Context, a, b net.Conn) (up, down uint64, err error) {
 	return up, down, err
 }
 
-// copyHalf copies one direction and passes its clean end on.
+// copyHalf copies one direction and passes its clean end on. A connection that
+// waits holds a small buffer, a busy one a large one.
 func copyHalf(dst, src net.Conn) (n uint64, err error) {
-	buf := relayBuffers.Get().(*[]byte)
-	defer relayBuffers.Put(buf)
+	small, quiet := make([]byte, idleBuffer), 0
+	var large *[]byte
+	defer func() {
+		if large != nil {
+			relayBuffers.Put(large)
+		}
+	}()
 	for {
-		r, rerr := src.Read(*buf)
+		buf := small
+		if large != nil {
+			buf = *large
+		}
+		r, rerr := src.Read(buf)
 		if r > 0 {
-			w, werr := dst.Write((*buf)[:r])
+			w, werr := dst.Write(buf[:r])
 			n += uint64(w)
 			if werr != nil {
 				return n, werr
@@ -72,6 +89,17 @@ func copyHalf(dst, src net.Conn) (n uint64, err error) {
 		}
 		if rerr != nil {
 			return n, rerr
+		}
+		switch {
+		case large == nil && r == len(small):
+			large, quiet = relayBuffers.Get().(*[]byte), 0
+		case large != nil && r >= idleBuffer:
+			quiet = 0
+		case large != nil:
+			if quiet++; quiet == quietReads {
+				relayBuffers.Put(large)
+				large = nil
+			}
 		}
 	}
 }
