@@ -329,6 +329,9 @@ func (s *PolicyStore) Policy() Policy {
 	return p
 }
 
+// Evaluate decides about a flow by the policy in force, as Policy.Evaluate.
+func (s *PolicyStore) Evaluate(f Flow) Decision { return s.current().evaluate(f) }
+
 func (s *PolicyStore) current() *compiledPolicy {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
