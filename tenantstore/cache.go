@@ -22,6 +22,8 @@ type instance struct {
 
 	mu      sync.Mutex
 	checked time.Time // when the key provider last unwrapped the key
+	dirty   bool      // the session has written
+	anchor  []byte    // that the catalogue remembers
 }
 
 func (in *instance) trail() trail { return trail{uid: in.uid, seal: in.seal} }

@@ -82,6 +82,8 @@ type auditor struct {
 	now   func() time.Time
 	slog  *slog.Logger
 
+	serial uint64 // of the assignments that the log saw last; set while it is opened
+
 	mu      sync.Mutex
 	n       map[string]int64 // leaves by pseudonym; also guards the order of appends
 	pending map[accessKey]access
@@ -89,14 +91,17 @@ type auditor struct {
 	failed  error // accesses could not be written
 }
 
-func openAuditor(dir string, store UID, signer note.Signer, verifier note.Verifier, pseudonym []byte, now func() time.Time, lg *slog.Logger) (*auditor, error) {
+func openAuditor(dir string, store UID, system trail, signer note.Signer, verifier note.Verifier, pseudonym []byte, now func() time.Time, lg *slog.Logger) (*auditor, error) {
 	a := &auditor{store: store, pseud: pseudonym, now: now, slog: lg, n: map[string]int64{}, pending: map[accessKey]access{}}
-	log, err := auditlog.Open(dir, signer, verifier, func(b []byte) error {
+	log, err := auditlog.Open(dir, signer, verifier, func(e auditlog.Entry) error {
 		var l auditLeaf
-		if err := strictJSON(b, &l); err != nil {
+		if err := strictJSON(e.Leaf, &l); err != nil {
 			return fmt.Errorf("%w: audit leaf: %w", ErrTampered, err)
 		}
 		a.n[l.Who] = l.N
+		if l.Who == a.who(system.uid) {
+			return a.replay(system, e)
+		}
 		return nil
 	})
 	if errors.Is(err, auditlog.ErrTampered) {
@@ -104,6 +109,36 @@ func openAuditor(dir string, store UID, signer note.Signer, verifier note.Verifi
 	}
 	a.log = log
 	return a, err
+}
+
+// replay reads what the log says about the state that the store must be in.
+func (a *auditor) replay(system trail, e auditlog.Entry) error {
+	plain, err := a.openBody(system, e)
+	if err != nil {
+		return err
+	}
+	var ev Event
+	if err := strictJSON(plain[saltSize:], &ev); err != nil {
+		return fmt.Errorf("%w: audit entry %d: %w", ErrTampered, e.Seq, err)
+	}
+	if ev.Action == actionAssigned && ev.Outcome == "" {
+		if _, err := fmt.Sscanf(ev.Detail, "serial %d", &a.serial); err != nil {
+			return fmt.Errorf("%w: audit entry %d: %w", ErrTampered, e.Seq, err)
+		}
+	}
+	return nil
+}
+
+// openBody decrypts an entry's body: salt and event.
+func (a *auditor) openBody(t trail, e auditlog.Entry) ([]byte, error) {
+	if len(e.Body) < xaes.NonceSize+saltSize+xaes.Overhead {
+		return nil, fmt.Errorf("%w: audit entry %d", ErrTampered, e.Seq)
+	}
+	plain, err := t.seal.audit.Open(nil, e.Body[:xaes.NonceSize], e.Body[xaes.NonceSize:], bodyAAD(a.store, t.uid, e.Seq))
+	if err != nil {
+		return nil, fmt.Errorf("%w: audit entry %d does not authenticate", ErrTampered, e.Seq)
+	}
+	return plain, nil
 }
 
 func (a *auditor) who(uid UID) string {
@@ -265,12 +300,9 @@ func (a *auditor) export(ctx context.Context, t trail, n int64, yield func(audit
 		if l.Who != who {
 			continue
 		}
-		if len(e.Body) < xaes.NonceSize+saltSize+xaes.Overhead {
-			return fmt.Errorf("%w: audit entry %d", ErrTampered, e.Seq)
-		}
-		plain, err := t.seal.audit.Open(nil, e.Body[:xaes.NonceSize], e.Body[xaes.NonceSize:], bodyAAD(a.store, t.uid, e.Seq))
+		plain, err := a.openBody(t, e)
 		if err != nil {
-			return fmt.Errorf("%w: audit entry %d does not authenticate", ErrTampered, e.Seq)
+			return err
 		}
 		proof, err := a.log.Prove(n, e.Seq)
 		if err != nil {

@@ -88,7 +88,7 @@ func (s *Store) openInstance(ctx context.Context, e entry, sec secret) (*instanc
 	}
 	defer clear(fileKey)
 	in := &instance{uid: e.UID, id: e.ID, entry: e, limits: newLimiter(e.Quota.or(s.cfg.Quota)), checked: s.cfg.Clock(),
-		closer: func(in *instance) error { return in.db.Close() }}
+		closer: s.closeInstance}
 	if in.seal, err = newSealer(sec, s.uid, e.ref()); err != nil {
 		return nil, err
 	}
@@ -105,6 +105,9 @@ func (s *Store) openInstance(ctx context.Context, e entry, sec secret) (*instanc
 		}
 		return err
 	})
+	if err == nil {
+		err = s.checkAnchor(ctx, in)
+	}
 	if err != nil {
 		return nil, errors.Join(err, in.db.Close())
 	}

@@ -152,12 +152,18 @@ func (s *Store) assign(ctx context.Context, signed []byte) error {
 		return s.deny(ctx, Principal{subject: "owner"}, "assign",
 			fmt.Errorf("%w: serial %d, in force is %d", ErrRollback, v.serial, old.serial))
 	}
-	if err := s.audit.record(ctx, s.systemTrail(), Event{Action: "assign", Subject: "owner", Detail: fmt.Sprintf("serial %d", v.serial)}); err != nil {
+	if err := s.audit.record(ctx, s.systemTrail(), Event{Action: "assign", Subject: "owner", Detail: serialDetail(v.serial)}); err != nil {
 		return err
 	}
 	if err := s.saveAssignments(ctx, signed); err != nil {
 		return err
 	}
 	s.assigned.Store(v)
-	return nil
+	return s.audit.record(ctx, s.systemTrail(), Event{Action: actionAssigned, Subject: "owner", Detail: serialDetail(v.serial)})
 }
+
+// actionAssigned says in the audit log which assignments came into force: an
+// older system instance beside that log is noticed.
+const actionAssigned = "assigned"
+
+func serialDetail(n uint64) string { return fmt.Sprintf("serial %d", n) }

@@ -144,10 +144,9 @@ func (s *Store) copyOld(ctx context.Context, old entry, sec secret, dst *instanc
 	return errors.Join(copyInstance(ctx, src, dst), src.db.Close())
 }
 
-// copyInstance re-seals every record of src into dst, but for the instance's
-// own canary. Every record must authenticate.
+// copyInstance re-seals every record of src into dst, but for what is the
+// instance's own (canary, anchor). Every record must authenticate.
 func copyInstance(ctx context.Context, src, dst *instance) error {
-	canary := append(src.seal.space(kindMeta), canaryName...)
 	var from []byte
 	for {
 		var page []engine.KV
@@ -178,7 +177,7 @@ func copyInstance(ctx context.Context, src, dst *instance) error {
 		}
 		if err := dst.db.Update(ctx, func(tx engine.Tx) error {
 			for _, kv := range page {
-				if string(kv.Key) == string(canary) {
+				if kv.Key[0] == kindMeta {
 					continue
 				}
 				if err := tx.Put(kv.Key, kv.Value); err != nil {

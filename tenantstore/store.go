@@ -259,9 +259,11 @@ func (s *Store) useSystem(ctx context.Context, boot bootstrap) error {
 		return fmt.Errorf("system instance: %w", err)
 	}
 	defer sec.zero()
-	if s.sys, err = s.openInstance(ctx, e, sec); err != nil {
+	sys, err := s.openInstance(ctx, e, sec)
+	if err != nil {
 		return fmt.Errorf("system instance: %w", err)
 	}
+	s.sys = sys
 	lasting := engine.Ref{UID: e.UID}
 	seed, err := subkey(sec.lasting(), "audit signer", s.uid, lasting)
 	if err != nil {
@@ -276,7 +278,7 @@ func (s *Store) useSystem(ctx context.Context, boot bootstrap) error {
 	if err != nil {
 		return err
 	}
-	s.audit, err = openAuditor(filepath.Join(s.cfg.Dir, "audit"), s.uid, s.signer, verifier, pseud, s.cfg.Clock, s.cfg.Logger)
+	s.audit, err = openAuditor(filepath.Join(s.cfg.Dir, "audit"), s.uid, s.systemTrail(), s.signer, verifier, pseud, s.cfg.Clock, s.cfg.Logger)
 	return err
 }
 
@@ -307,14 +309,23 @@ func (n *noteSigner) Sign(msg []byte) ([]byte, error) {
 
 func (s *Store) loadAssignments(ctx context.Context) error {
 	signed, err := s.loadState(ctx, assignmentsKey)
-	if err != nil || signed == nil {
+	if err != nil {
 		return err
+	}
+	if signed == nil {
+		if s.audit.serial > 0 {
+			return fmt.Errorf("system instance: %w: assignments %d were in force, none are there", ErrRollback, s.audit.serial)
+		}
+		return nil
 	}
 	v, err := verifyAssignments(signed, s.cfg.Owners, s.cfg.Name)
 	if err != nil {
 		s.cfg.Logger.WarnContext(ctx, "stored assignments don't verify: everybody is denied until new ones come",
 			"event", "tenantstore.assignments_refused", "error", err)
 		return nil
+	}
+	if v.serial < s.audit.serial {
+		return fmt.Errorf("system instance: %w: assignments %d were in force, it has %d", ErrRollback, s.audit.serial, v.serial)
 	}
 	s.assigned.Store(v)
 	return nil

@@ -67,6 +67,14 @@ func newWorld(tb testing.TB) *world {
 	return w
 }
 
+// reopenKeys opens the copy of the key directory that a copied world has.
+func reopenKeys(tb testing.TB, w *world) tenantstore.KeyProvider {
+	tb.Helper()
+	k, err := keys.OpenDir(context.Background(), filepath.Join(w.dir, "keys"), nil)
+	require.NoError(tb, err)
+	return k
+}
+
 func issue(tb testing.TB, parent *x509.Certificate, parentKey crypto.Signer, cn, uri string) (*x509.Certificate, crypto.Signer) {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

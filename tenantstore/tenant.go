@@ -69,7 +69,7 @@ func (t *Tenant) with(ctx context.Context, action, collection string, roles []Ro
 	switch {
 	case errors.Is(err, ErrDenied):
 		return t.s.deny(ctx, t.p, action, err)
-	case errors.Is(err, ErrTampered), errors.Is(err, engine.ErrCorrupt):
+	case errors.Is(err, ErrTampered), errors.Is(err, ErrRollback), errors.Is(err, engine.ErrCorrupt):
 		aerr := t.s.audit.record(ctx, t.s.systemTrail(), Event{Action: action, Outcome: "failed", Subject: t.p.subject,
 			Stream: t.p.stream, Tenant: t.id, Detail: err.Error()})
 		return errors.Join(err, aerr)

@@ -345,6 +345,9 @@ func (t *Tenant) update(ctx context.Context, action, collection string, f func(*
 		if err := in.limits.room(ctx, in.db); err != nil {
 			return err
 		}
+		if err := t.s.firstWrite(ctx, in); err != nil {
+			return err
+		}
 		var x *Tx
 		err := in.db.Update(ctx, func(tx engine.Tx) error {
 			x = &Tx{in: in, tx: tx, s: t.s, roles: roles}

@@ -49,9 +49,9 @@ type Log struct {
 }
 
 // Open opens or makes the log in dir. It drops what a cut left half written,
-// which nobody was told of, calls each with every leaf, and returns
+// which nobody was told of, calls each with every entry, and returns
 // ErrTampered when the signed checkpoint does not hold.
-func Open(dir string, signer note.Signer, verifier note.Verifier, each func(leaf []byte) error) (_ *Log, err error) {
+func Open(dir string, signer note.Signer, verifier note.Verifier, each func(Entry) error) (_ *Log, err error) {
 	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -86,7 +86,7 @@ func Open(dir string, signer note.Signer, verifier note.Verifier, each func(leaf
 		if err != nil {
 			return nil, err
 		}
-		if err := each(e.Leaf); err != nil {
+		if err := each(e); err != nil {
 			return nil, err
 		}
 		if e.Seq >= rebuild {

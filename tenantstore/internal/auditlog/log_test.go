@@ -32,7 +32,7 @@ func newKey(t *testing.T) keypair {
 
 func open(t *testing.T, dir string, k keypair) (*auditlog.Log, int, error) {
 	n := 0
-	l, err := auditlog.Open(dir, k.Signer, k.Verifier, func([]byte) error { n++; return nil })
+	l, err := auditlog.Open(dir, k.Signer, k.Verifier, func(auditlog.Entry) error { n++; return nil })
 	if err == nil {
 		t.Cleanup(func() { _ = l.Close() })
 	}
