@@ -147,48 +147,37 @@ func (s *Store) copyOld(ctx context.Context, old entry, sec secret, dst *instanc
 // copyInstance re-seals every record of src into dst, but for what is the
 // instance's own (canary, anchor). Every record must authenticate.
 func copyInstance(ctx context.Context, src, dst *instance) error {
-	var from []byte
-	for {
-		var page []engine.KV
-		err := src.db.View(ctx, func(tx engine.Tx) error {
-			page = page[:0]
-			n := 0
-			for kv, err := range tx.Scan(from, nil, false, pageRecords) {
-				if err != nil {
-					return err
-				}
-				page = append(page, kv)
-				if n += len(kv.Value); n > pageBytes {
-					break
-				}
-			}
-			return nil
-		})
-		if err != nil || len(page) == 0 {
-			return err
-		}
-		from = append(page[len(page)-1].Key[:len(page[len(page)-1].Key):len(page[len(page)-1].Key)], 0)
-		for i, kv := range page {
-			version, value, err := src.seal.open(kv.Key, kv.Value)
-			if err != nil {
-				return err
-			}
-			page[i].Value = dst.seal.seal(kv.Key, version, value)
-		}
-		if err := dst.db.Update(ctx, func(tx engine.Tx) error {
+	var page []engine.KV
+	size := 0
+	flush := func() error {
+		err := dst.db.Update(ctx, func(tx engine.Tx) error {
 			for _, kv := range page {
-				if kv.Key[0] == kindMeta {
-					continue
-				}
 				if err := tx.Put(kv.Key, kv.Value); err != nil {
 					return err
 				}
 			}
 			return nil
-		}); err != nil {
+		})
+		page, size = page[:0], 0
+		return err
+	}
+	if err := src.pages(ctx, func(kv engine.KV) error {
+		if kv.Key[0] == kindMeta {
+			return nil
+		}
+		version, value, err := src.seal.open(kv.Key, kv.Value)
+		if err != nil {
 			return err
 		}
+		page = append(page, engine.KV{Key: kv.Key, Value: dst.seal.seal(kv.Key, version, value)})
+		if size += len(value); len(page) < restorePage && size < restorePageSize {
+			return nil
+		}
+		return flush()
+	}); err != nil {
+		return err
 	}
+	return flush()
 }
 
 // undoPending destroys the key and the instance that Pending names: those

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net/url"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -58,13 +59,26 @@ func (s *syncBuffer) String() string {
 
 func newWorld(tb testing.TB) *world {
 	tb.Helper()
-	w := &world{tb: tb, dir: tb.TempDir(), clock: time.Now, log: new(syncBuffer)}
+	w := &world{tb: tb, dir: memoryDir(tb), clock: time.Now, log: new(syncBuffer)}
 	_, w.owner, _ = ed25519.GenerateKey(nil)
 	w.ca, w.caKey = issue(tb, nil, nil, "test root", "")
 	k, err := keys.OpenDir(context.Background(), filepath.Join(w.dir, "keys"), nil)
 	require.NoError(tb, err)
 	w.keys = k
 	return w
+}
+
+// memoryDir is a directory in memory, where there is one: syncs cost nothing.
+// Benchmarks use the disk.
+func memoryDir(tb testing.TB) string {
+	tb.Helper()
+	if _, ok := tb.(*testing.B); !ok {
+		if dir, err := os.MkdirTemp("/dev/shm", "tenantstore"); err == nil {
+			tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+			return dir
+		}
+	}
+	return tb.TempDir()
 }
 
 // reopenKeys opens the copy of the key directory that a copied world has.

@@ -43,6 +43,7 @@ type Tx struct {
 	tx    engine.Tx
 	s     *Store
 	roles []Role
+	full  error // why nothing may be added; deleting is free
 	ops   int
 }
 
@@ -76,7 +77,7 @@ func (x *Tx) value(value []byte) error {
 	if len(value) > x.in.limits.q.Value {
 		return &QuotaError{What: "value", Limit: int64(x.in.limits.q.Value)}
 	}
-	return nil
+	return x.full
 }
 
 // Get returns a record, or ErrNotFound.
@@ -342,15 +343,16 @@ func (t *Tenant) update(ctx context.Context, action, collection string, f func(*
 				roles = append(roles, r)
 			}
 		}
-		if err := in.limits.room(ctx, in.db); err != nil {
-			return err
+		full := in.limits.room(ctx, in.db)
+		if full != nil && !errors.Is(full, ErrQuota) {
+			return full
 		}
 		if err := t.s.firstWrite(ctx, in); err != nil {
 			return err
 		}
 		var x *Tx
 		err := in.db.Update(ctx, func(tx engine.Tx) error {
-			x = &Tx{in: in, tx: tx, s: t.s, roles: roles}
+			x = &Tx{in: in, tx: tx, s: t.s, roles: roles, full: full}
 			return f(x)
 		})
 		if err == nil && x.ops > 1 {
