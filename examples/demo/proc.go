@@ -156,3 +156,15 @@ func (p *proc) stop() error {
 		}
 	}
 }
+
+// peakRSS returns the most memory that the process has held, such as "17412 kB",
+// where the kernel tells.
+func (p *proc) peakRSS() string {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return "unknown"
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(line)
+}

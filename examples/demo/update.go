@@ -102,6 +102,7 @@ func (c *city) update(ctx context.Context) error {
 		return err
 	}
 	ok("%s", rec.str("detail"))
+	ok("peak memory: node %s, cloud %s", c.node.peakRSS(), c.cloud.peakRSS())
 	return nil
 }
 
