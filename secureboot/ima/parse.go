@@ -165,7 +165,7 @@ func (l *Log) template(s *span) []byte {
 // Entry is one measurement.
 type Entry struct {
 	Num       int
-	Template  string
+	Template  string // a hint: no digest binds it
 	Violation bool   // the kernel could not vouch for the file's content
 	Known     bool   // the template is understood: what follows is set
 	Alg       string // hash of Digest: "sha256"; "verity:sha256" for fs-verity
@@ -211,8 +211,13 @@ func (l *Log) entry(i int) Entry {
 	return e
 }
 
-// fields splits template data. Every field has a length of 4 bytes.
+// fields splits template data. Every field has a length of 4 bytes. The
+// template's name is not in the digest: a format in which a file name could
+// pose as a digest is not known.
 func (e *Entry) fields(format string, data []byte) bool {
+	if !strings.HasPrefix(format, "d-ng|n-ng") && !strings.HasPrefix(format, "d-ngv2|n-ng") {
+		return false
+	}
 	digest := false
 	for f := range strings.SplitSeq(format, "|") {
 		if len(data) < 4 {
@@ -227,16 +232,17 @@ func (e *Entry) fields(format string, data []byte) bool {
 		switch f {
 		case "d-ng", "d-ngv2":
 			i := bytes.IndexByte(v, 0)
-			if i < 1 || v[i-1] != ':' {
+			if digest || i < 1 || v[i-1] != ':' {
 				return false
 			}
 			e.Alg, e.Digest, digest = strings.TrimPrefix(string(v[:i-1]), "ima:"), v[i+1:], true
 			if e.Violation || allZero(e.Digest) {
 				e.Digest = nil
 			}
-		case "d":
-			e.Alg, e.Digest, digest = "sha1", v, true
-		case "n-ng", "n":
+		case "n-ng":
+			if e.Name != nil {
+				return false
+			}
 			e.Name = bytes.TrimSuffix(v, []byte{0})
 		case "sig":
 			e.Signature = v
