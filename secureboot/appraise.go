@@ -2,6 +2,7 @@ package secureboot
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -154,7 +155,7 @@ func (a *appraisal) structure() {
 			case val == 1:
 				a.r.add(Contraindicated, CodeLogFirmwareError, pcr, e.Num, "the firmware measured an error")
 				n++
-			case claimed.Type != eventlog.EvSeparator || !e.IsDigestOf(claimed.Data):
+			case claimed.Type != eventlog.EvSeparator || !bytes.Equal(claimed.Data, binary.LittleEndian.AppendUint32(nil, val)):
 				a.r.add(Contraindicated, CodeLogSeparator, pcr, e.Num, "separator is disguised as %s", claimed.Type)
 				n++
 			default:

@@ -52,6 +52,7 @@ const (
 	CodeLogFirmwareError  Code = "log.firmware-error"    // the firmware measured an error
 	CodeBootAttempts      Code = "boot.failed-attempts"  // more boot options returned than allowed
 	CodeBootOmitted       Code = "boot.attempts-omitted" // the firmware left out boot attempts
+	CodeMore              Code = "more"                  // there are more findings than are listed
 
 	CodeSBUnknown              Code = "sb.unknown"
 	CodeSBDisabled             Code = "sb.disabled"
@@ -119,7 +120,7 @@ type PCRStatus struct {
 // Result is an appraisal's outcome. The zero value is None: not affirming.
 type Result struct {
 	Status     Status
-	Findings   []Finding         // every reason, not the first alone
+	Findings   []Finding         // every reason, not the first alone; at most 257
 	PCRs       map[int]PCRStatus // every quoted or required PCR
 	SecureBoot *State            // nil when no log was verified
 	Enforcing  bool              // SecureBoot was, see State.Enforcing
@@ -149,11 +150,17 @@ func (r *Result) Err() error {
 
 // add appends a finding and lowers the status.
 func (r *Result) add(sev Severity, code Code, pcr, event int, format string, args ...any) *Finding {
-	r.Findings = append(r.Findings, Finding{Code: code, Severity: sev, PCR: pcr, Event: event, Detail: fmt.Sprintf(format, args...)})
 	r.Status = max(r.Status, sev)
 	if p, ok := r.PCRs[pcr]; ok && sev > Affirming && p.Status < sev {
 		p.Status, p.Detail = sev, string(code)
 		r.PCRs[pcr] = p
 	}
+	switch n := len(r.Findings); {
+	case n == 2*maxFindings:
+		code, pcr, event, format, args = CodeMore, -1, -1, "there are more reasons than are listed", nil
+	case n > 2*maxFindings:
+		return &Finding{}
+	}
+	r.Findings = append(r.Findings, Finding{Code: code, Severity: sev, PCR: pcr, Event: event, Detail: fmt.Sprintf(format, args...)})
 	return &r.Findings[len(r.Findings)-1]
 }

@@ -67,8 +67,20 @@ func (s Signature) same(o Signature) bool { return s.Type == o.Type && bytes.Equ
 // testKey reports whether a certificate calls itself a test key that must not
 // ship (PKfail, CVE-2024-8105).
 func (s Signature) testKey() bool {
-	u := bytes.ToUpper(s.Data)
-	return s.Type == typeX509 && (bytes.Contains(u, []byte("DO NOT TRUST")) || bytes.Contains(u, []byte("DO NOT SHIP")))
+	if s.Type != typeX509 {
+		return false
+	}
+	const trust, ship = "DO NOT TRUST", "DO NOT SHIP"
+	for i, c := range s.Data {
+		if c|0x20 != 'd' {
+			continue
+		}
+		rest := s.Data[i:]
+		if len(rest) >= len(trust) && bytes.EqualFold(rest[:len(trust)], []byte(trust)) || len(rest) >= len(ship) && bytes.EqualFold(rest[:len(ship)], []byte(ship)) {
+			return true
+		}
+	}
+	return false
 }
 
 // parseSignatures reads EFI_SIGNATURE_LISTs. Every size is bounded by what is

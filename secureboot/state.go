@@ -97,7 +97,14 @@ func SecureBootState(v *eventlog.Verified) *State {
 	return s
 }
 
+// maxFindings bounds the findings of one State or Result: what a hostile log
+// can make the verifier say. The status counts those left out.
+const maxFindings = 128
+
 func (s *State) finding(code Code, pcr, event int, format string, args ...any) {
+	if len(s.findings) >= maxFindings {
+		return
+	}
 	s.findings = append(s.findings, Finding{Code: code, Severity: Contraindicated, PCR: pcr, Event: event, Detail: fmt.Sprintf(format, args...)})
 }
 
@@ -284,7 +291,11 @@ func (s *State) readPCR4(v *eventlog.Verified) {
 			if data, b := e.Fact(); b == eventlog.BindingData && bytes.HasPrefix(data, []byte("Booting to ")) {
 				continue
 			}
-			s.Images = append(s.Images, Image{Digest: e.Digest, PreOS: seps == 0, DevicePathHint: e.Claimed().Hint()})
+			im := Image{Digest: e.Digest, PreOS: seps == 0}
+			if len(s.Images) < maxFindings {
+				im.DevicePathHint = e.Claimed().Hint()
+			}
+			s.Images = append(s.Images, im)
 		}
 	}
 	if seps != 1 {

@@ -205,6 +205,8 @@ func (b *celBuilder) add(pcr uint32, ds []celDigest, content []byte) error {
 			i = l.nbanks
 			for _, k := range knownBanks {
 				if k.hash == d.hash {
+					l.size += 2 + k.size
+					k.at = l.size - k.size
 					l.banks[i] = k
 				}
 			}

@@ -52,12 +52,14 @@ type Log struct {
 	locality byte // StartupLocality: PCR 0 starts with it
 	nbanks   int
 	banks    [maxBanks]bank
+	size     int // bytes of an event's digests, algorithms included
 	events   []event
 }
 
 type bank struct {
 	alg  uint16
 	size int
+	at   int         // offset of the digest when an event lists the header's algorithms in order
 	hash crypto.Hash // 0 for an algorithm that is not known: skipped, never judged
 }
 
@@ -71,8 +73,8 @@ type event struct {
 }
 
 var knownBanks = [...]bank{
-	{0x0004, 20, crypto.SHA1}, {0x000B, 32, crypto.SHA256}, {0x000C, 48, crypto.SHA384},
-	{0x000D, 64, crypto.SHA512}, {0x0012, 32, 0}, // SM3-256: size known, not judged
+	{alg: 0x0004, size: 20, hash: crypto.SHA1}, {alg: 0x000B, size: 32, hash: crypto.SHA256}, {alg: 0x000C, size: 48, hash: crypto.SHA384},
+	{alg: 0x000D, size: 64, hash: crypto.SHA512}, {alg: 0x0012, size: 32}, // SM3-256: size known, not judged
 }
 
 // Parse reads a log in either format. It returns a *ParseError for one that is
@@ -110,27 +112,30 @@ func Parse(log []byte, opts *Options) (*Log, error) {
 	} else {
 		l.nbanks, l.banks[0] = 1, knownBanks[0]
 	}
-	count, err := l.scan(off, o, nil)
-	if err != nil {
+	least := 32 // bytes of the smallest event
+	if l.agile {
+		least = 16 + l.size
+	}
+	l.events = make([]event, 0, min((len(log)-off)/least+1, o.MaxEvents))
+	if err := l.scan(off, o); err != nil {
 		return nil, err
 	}
-	if count == 0 {
+	if len(l.events) == 0 {
 		return nil, errors.New("eventlog: log holds no event")
 	}
-	l.events = make([]event, 0, count)
-	_, err = l.scan(off, o, func(e event) { l.events = append(l.events, e) })
-	return l, err
+	return l, nil
 }
 
 // scan walks over the events. It checks each of them.
-func (l *Log) scan(off int, o Options, f func(event)) (count int, err error) {
+func (l *Log) scan(off int, o Options) (err error) {
 	var extended, locality bool
 	for off < len(l.raw) {
+		count := len(l.events)
 		if o.CCEL && allPadding(l.raw[off:]) {
 			break
 		}
 		if count >= o.MaxEvents {
-			return count, &ParseError{off, count, fmt.Errorf("more than %d events", o.MaxEvents)}
+			return &ParseError{off, count, fmt.Errorf("more than %d events", o.MaxEvents)}
 		}
 		var e event
 		var next int
@@ -143,15 +148,12 @@ func (l *Log) scan(off int, o Options, f func(event)) (count int, err error) {
 			err = l.check(&e, o, &extended, &locality)
 		}
 		if err != nil {
-			return count, &ParseError{off, count, err}
+			return &ParseError{off, count, err}
 		}
-		if f != nil {
-			f(e)
-		}
-		count++
+		l.events = append(l.events, e)
 		off = next
 	}
-	return count, nil
+	return nil
 }
 
 var (
@@ -237,6 +239,8 @@ func (l *Log) header(e *event) error {
 				return fmt.Errorf("algorithm 0x%04x is named twice", b.alg)
 			}
 		}
+		l.size += 2 + b.size
+		b.at = l.size - b.size
 		l.banks[i] = b
 	}
 	l.nbanks = int(n)
@@ -270,24 +274,11 @@ func (l *Log) agileEvent(off int) (e event, next int, err error) {
 	if n := binary.LittleEndian.Uint32(b[8:]); n != uint32(l.nbanks) {
 		return e, 0, fmt.Errorf("%d digests, the header names %d algorithms", n, l.nbanks)
 	}
-	pos, seen := 12, 0
-	for range l.nbanks {
-		if len(b)-pos < 2 {
-			return e, 0, ErrTruncated
-		}
-		alg := binary.LittleEndian.Uint16(b[pos:])
-		i := l.bankIndex(alg)
-		if i < 0 {
-			return e, 0, fmt.Errorf("digest of algorithm 0x%04x, which the header does not name", alg)
-		}
-		if seen&(1<<i) != 0 {
-			return e, 0, fmt.Errorf("two digests of algorithm 0x%04x", alg)
-		}
-		seen |= 1 << i
-		pos += 2 + l.banks[i].size
-		if pos > len(b) {
-			return e, 0, ErrTruncated
-		}
+	pos := 12
+	if l.ordered(b[pos:]) {
+		pos += l.size
+	} else if pos, err = l.unordered(b, pos); err != nil {
+		return e, 0, err
 	}
 	if len(b)-pos < 4 {
 		return e, 0, ErrTruncated
@@ -299,6 +290,44 @@ func (l *Log) agileEvent(off int) (e event, next int, err error) {
 	}
 	e.data = uint32(off + pos)
 	return e, off + pos + int(e.size), nil
+}
+
+// ordered reports whether b starts with the digests of all algorithms in the
+// header's order, as nearly all logs have them.
+func (l *Log) ordered(b []byte) bool {
+	if len(b) < l.size {
+		return false
+	}
+	for i := range l.banks[:l.nbanks] {
+		if k := &l.banks[i]; binary.LittleEndian.Uint16(b[k.at-2:]) != k.alg {
+			return false
+		}
+	}
+	return true
+}
+
+// unordered walks over digests in any order: each algorithm once.
+func (l *Log) unordered(b []byte, pos int) (int, error) {
+	seen := 0
+	for range l.nbanks {
+		if len(b)-pos < 2 {
+			return 0, ErrTruncated
+		}
+		alg := binary.LittleEndian.Uint16(b[pos:])
+		i := l.bankIndex(alg)
+		if i < 0 {
+			return 0, fmt.Errorf("digest of algorithm 0x%04x, which the header does not name", alg)
+		}
+		if seen&(1<<i) != 0 {
+			return 0, fmt.Errorf("two digests of algorithm 0x%04x", alg)
+		}
+		seen |= 1 << i
+		pos += 2 + l.banks[i].size
+		if pos > len(b) {
+			return 0, ErrTruncated
+		}
+	}
+	return pos, nil
 }
 
 func (l *Log) bankIndex(alg uint16) int {
@@ -315,6 +344,9 @@ func (l *Log) digest(e *event, bi int) []byte {
 	pos := int(e.digests)
 	if !l.agile {
 		return l.raw[pos : pos+20 : pos+20]
+	}
+	if k := &l.banks[bi]; l.ordered(l.raw[pos:]) {
+		return l.raw[pos+k.at : pos+k.at+k.size : pos+k.at+k.size]
 	}
 	want := l.banks[bi].alg
 	for range l.nbanks {

@@ -117,6 +117,7 @@ type Verified struct {
 	covered uint32 // bit for each quoted PCR
 	order   []ref  // events of covered PCRs, ordered by PCR
 	start   [maxPCR + 2]int32
+	seps    [len(separators)][64]byte // digests of the separators
 }
 
 type ref struct{ log, event int32 }
@@ -132,6 +133,9 @@ func (v *Verified) index() {
 				}
 			}
 		}
+	}
+	for i, sep := range separators {
+		sum(v.bank, v.seps[i][:], binary.LittleEndian.AppendUint32(make([]byte, 0, 4), sep))
 	}
 	each(func(pcr uint32, _ ref) { count[pcr+1]++ })
 	for i := 1; i < len(count); i++ {
@@ -163,7 +167,7 @@ func (v *Verified) Len(pcr int) int {
 func (v *Verified) At(pcr, i int) VerifiedEvent {
 	r := v.order[int(v.start[pcr])+i]
 	l := v.logs[r.log]
-	return VerifiedEvent{ev: l.event(int(r.event)), bank: v.bank, Digest: l.digest(&l.events[r.event], l.bankOf(v.bank)),
+	return VerifiedEvent{ev: l.event(int(r.event)), v: v, Digest: l.digest(&l.events[r.event], l.bankOf(v.bank)),
 		PCR: pcr, Num: int(r.event), UserSpace: r.log > 0}
 }
 
@@ -186,8 +190,8 @@ type VerifiedEvent struct {
 	Num       int    // the event's number in its log
 	UserSpace bool   // it comes from a log of user space
 
-	ev   Event
-	bank crypto.Hash
+	ev Event
+	v  *Verified
 }
 
 // Claimed returns the event as the log tells it: type and data are not
@@ -225,8 +229,8 @@ func (e VerifiedEvent) IsDigestOf(data []byte) bool { return e.is(data) }
 
 func (e VerifiedEvent) is(data []byte) bool {
 	var buf [64]byte
-	d := buf[:e.bank.Size()]
-	sum(e.bank, d, data)
+	d := buf[:len(e.Digest)]
+	sum(e.v.bank, d, data)
 	return bytes.Equal(d, e.Digest)
 }
 
@@ -236,11 +240,9 @@ var separators = [...]uint32{0, 0xFFFFFFFF, 1}
 // Separator reports whether the digest is that of a separator, and its value:
 // 0 or 0xFFFFFFFF between phases, 1 when the firmware met an error.
 func (e VerifiedEvent) Separator() (value uint32, ok bool) {
-	for _, s := range separators {
-		var b [4]byte
-		binary.LittleEndian.PutUint32(b[:], s)
-		if e.is(b[:]) {
-			return s, true
+	for i := range e.v.seps {
+		if bytes.Equal(e.v.seps[i][:len(e.Digest)], e.Digest) {
+			return separators[i], true
 		}
 	}
 	return 0, false
