@@ -29,6 +29,7 @@ type world struct {
 	loader  *updatetest.Loader
 	slots   *updatetest.Slots
 	healthy bool
+	booted  func(update.Slot) // told of every boot; may be nil
 }
 
 func newWorld(t *testing.T, pub *publisher, p *updatetest.Power, healthy bool) *world {
@@ -157,7 +158,9 @@ func (w *world) live() update.State {
 		}
 		if reboot {
 			w.power.Step("reboot")
-			w.loader.Boot()
+			if s := w.loader.Boot(); w.booted != nil {
+				w.booted(s)
+			}
 			w.power.Step("rebooted")
 		}
 	}

@@ -16,9 +16,14 @@ import (
 // asks it first. It is safe for concurrent use.
 type Power struct {
 	mu    sync.Mutex
-	limit int // steps until the cut; negative for none
+	limit int                    // steps until the cut; negative for none
+	at    func(step string) bool // cuts at the first step that it names; nil for none
 	steps []string
 }
+
+// CutAt returns a supply that fails at the first step that at reports true for.
+// at is asked before each step.
+func CutAt(at func(step string) bool) *Power { return &Power{limit: -1, at: at} }
 
 // NewPower returns a supply that fails at step n, counted from 0; negative
 // means never.
@@ -31,7 +36,7 @@ func (p *Power) Step(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := fmt.Sprintf(format, args...)
-	if p.limit >= 0 && len(p.steps) >= p.limit {
+	if p.limit >= 0 && len(p.steps) >= p.limit || p.at != nil && p.at(s) {
 		panic(cut{s})
 	}
 	p.steps = append(p.steps, s)
