@@ -57,6 +57,9 @@ func getCapability(t *TPM, c *call) rc {
 		if !ok {
 			return rcHandle.param(2)
 		}
+		if handleType(first) == htPolicy {
+			first -= (htPolicy - htHMAC) << 24
+		}
 		page(c, capability, list, self, first, count, 254, c.out.u32)
 	case capCommands:
 		page(c, capability, sortedKeys(table), self, first, count, 254, func(cc uint32) { c.out.u32(table[cc].attributes()) })
@@ -112,9 +115,9 @@ func (t *TPM) handleList(first uint32) (list []uint32, ok bool) {
 	case htHMAC: // loaded sessions of both types
 		list = sortedKeys(t.sessions)
 		slices.SortFunc(list, func(a, b uint32) int { return cmp.Compare(a&0xFFFFFF, b&0xFFFFFF) })
-	case htPolicy: // saved sessions
+	case htPolicy: // saved sessions of both types, as libtpms names them
 		for _, h := range sortedKeys(t.volatile.saved) {
-			list = append(list, htPolicy<<24|h&0xFFFFFF)
+			list = append(list, htHMAC<<24|h&0xFFFFFF)
 		}
 		slices.Sort(list)
 	case htPermanent:

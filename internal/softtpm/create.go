@@ -311,7 +311,7 @@ func createPrimary(t *TPM, c *call) rc {
 	}
 	o, e := t.newPrimary(c.h[0], in.pub.bytes(), in.pub, in.auth, in.data)
 	if e != 0 {
-		return e.param(2)
+		return e
 	}
 	if c.hOut, e = t.alloc(o); e != 0 {
 		return e
@@ -327,7 +327,7 @@ func createPrimary(t *TPM, c *call) rc {
 func (t *TPM) newChild(p *object, in creation) (*object, rc) {
 	o := &object{pub: in.pub, hier: p.hier, sens: &sensitive{auth: in.auth}}
 	if e := o.generate(t.stream(), in.data); e != 0 {
-		return nil, e.param(2)
+		return nil, e
 	}
 	o.stClear = in.pub.is(attrSTClear) || p.stClear
 	o.setNames(p.qname)
@@ -395,7 +395,6 @@ func createLoaded(t *TPM, c *call) rc {
 	var private []byte
 	if p == nil {
 		o, e = t.newPrimary(c.h[0], in.pub.bytes(), in.pub, in.auth, in.data)
-		e = e.param(2)
 	} else if o, e = t.newChild(p, in); e == 0 {
 		private = t.wrap(p, o)
 	}

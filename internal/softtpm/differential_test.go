@@ -114,7 +114,7 @@ func compareTranscripts(t *testing.T, want, got string) {
 		if i < len(g) {
 			b = g[i]
 		}
-		if a == b {
+		if a == b || badCiphertext(a, b) {
 			continue
 		}
 		wantCodes, ok := mutationCodes(a)
@@ -138,6 +138,11 @@ func foreignCurve(code string) bool { return code == "2e6" || code == "1e6" }
 // expired says whether two codes differ because a mutation made an expiration
 // of one second, which a slow machine misses.
 func expired(a, b string) bool { return a == "4e3" || b == "4e3" }
+
+// badCiphertext says whether two answers to RSA_Decrypt differ because libtpms
+// calls a ciphertext that does not decrypt a failure of the TPM; part 3,
+// section 14.3 says TPM_RC_VALUE.
+func badCiphertext(a, b string) bool { return a == "159 rc 101" && b == "159 rc 1c4" }
 
 // mutationCodes undoes runs.
 func mutationCodes(line string) (codes []string, ok bool) {

@@ -155,6 +155,9 @@ func (t *TPM) present(h uint32, i int) rc {
 		}
 	case htHMAC, htPolicy:
 		if t.sessions[h] == nil {
+			if t.sessions[h^(htHMAC^htPolicy)<<24] != nil {
+				return rcHandle
+			}
 			return rcReferenceH0 + rc(i)
 		}
 	case htPersistent:

@@ -74,12 +74,15 @@ func loadExternal(t *TPM, c *call) rc {
 		return rcSize.param(2)
 	}
 	if e := checkExternal(pub, sens); e != 0 {
+		if e == rcKeySize {
+			return e
+		}
 		return e.param(2)
 	}
 	o := &object{pub: pub, sens: sens, hier: hier, external: true, stClear: pub.is(attrSTClear)}
 	o.setNames(be32(hier))
 	if sens != nil && !o.consistent() {
-		return rcBinding.param(2)
+		return rcBinding
 	}
 	var e rc
 	if c.hOut, e = t.alloc(o); e != 0 {
@@ -102,10 +105,13 @@ func checkExternal(p *public, sens *sensitive) rc {
 	switch p.typ {
 	case algECC:
 		c := curveOf(p.curve)
+		if sens != nil && sens.typ == algECC && (len(sens.bits) != c.size || len(trim(sens.bits)) == 0) {
+			return rcKeySize
+		}
 		if len(p.x) != c.size || len(p.y) != c.size {
 			return rcKey
 		}
-		if _, err := c.public(p.x, p.y); err != nil {
+		if _, err := c.public(p.x, p.y); err != nil && sens == nil {
 			return rcECCPoint
 		}
 	case algRSA:

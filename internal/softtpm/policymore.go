@@ -101,7 +101,10 @@ func policyNameHash(t *TPM, c *call) rc {
 
 func policyTemplate(t *TPM, c *call) rc {
 	return t.policyHash(c, ccPolicyTemplate, func(p *policyState, h []byte) rc {
-		if p.cpHash != nil || p.nameHash != nil || p.templateHash != nil && !bytes.Equal(p.templateHash, h) {
+		if p.templateHash != nil && !bytes.Equal(p.templateHash, h) {
+			return rcValue.param(1)
+		}
+		if p.cpHash != nil || p.nameHash != nil {
 			return rcCpHash
 		}
 		p.templateHash = h
@@ -117,6 +120,9 @@ func (t *TPM) policyHash(c *call, cc uint32, set func(*policyState, []byte) rc) 
 	}
 	s := t.sessions[c.h[0]]
 	if len(h) != hashSize(s.alg) {
+		if s.policy.templateHash != nil && cc == ccPolicyTemplate {
+			return rcValue.param(1)
+		}
 		return rcSize.param(1)
 	}
 	if e := set(&s.policy, h); e != 0 {

@@ -20,7 +20,8 @@ var scenarios = []scenario{
 	{"pcr", pcrScenario, false}, {"objects", objectScenario, false}, {"keys", keyScenario, false}, {"attest", attestScenario, false},
 	{"nv", nvScenario, false}, {"policy", policyScenario, false}, {"sessions", sessionScenario, false}, {"hash", hashScenario, false},
 	{"power", powerScenario, true}, {"lockout", lockoutScenario, true}, {"hierarchy", hierarchyScenario, true},
-	{"unknown", unknownScenario, true},
+	{"unknown", unknownScenario, true}, {"policykeys", policyKeyScenario, false}, {"move", moveScenario, false},
+	{"rsa", rsaScenario, true}, {"symmetric", symmetricScenario, false},
 }
 
 // try runs a command and returns its response, or an empty one.
@@ -185,12 +186,9 @@ func keyScenario(t transport.TPM) {
 		flush(t, k.ObjectHandle)
 	}
 	// A key of the owner, loaded from outside.
-	k := tpm2.TPMTPublic{Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256, ObjectAttributes: tpm2.TPMAObject{SignEncrypt: true, UserWithAuth: true},
-		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: tpm2.TPMECCNistP256}),
-		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-			X: tpm2.TPM2BECCParameter{Buffer: unhex("6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296")},
-			Y: tpm2.TPM2BECCParameter{Buffer: unhex("4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5")},
-		})}
+	k := knownKey()
+	k.ObjectAttributes.NoDA = false
+	k.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: tpm2.TPMECCNistP256})
 	for _, h := range []tpm2.TPMHandle{tpm2.TPMRHOwner, tpm2.TPMRHNull, tpm2.TPMRHEndorsement} {
 		l := try(tpm2.LoadExternal{InPublic: tpm2.New2B(k), Hierarchy: h}, t)
 		try(tpm2.ReadPublic{ObjectHandle: l.ObjectHandle}, t)

@@ -262,7 +262,7 @@ func rsaDecrypt(t *TPM, c *call) rc {
 		return rcKey.handle(1)
 	}
 	if len(cipher) != k.Size() {
-		return rcSize.param(1)
+		return rcSize
 	}
 	var plain []byte
 	switch s.alg {

@@ -43,13 +43,13 @@ func (r *recorder) Send(cmd []byte) ([]byte, error) {
 // formats says what the response parameters of a command hold. A capital R
 // before the colon says that a handle comes first.
 //
-//	b byte  h uint16  w uint32  q uint64  = 2B compared  2 2B of which only the size is
+//	b byte  h uint16  w uint32  q uint64  = 2B compared  2 2B of which only the size is  x 2B masked
 //	P public area  N NV public area  C creation data  T ticket  A attestation  S signature
 //	m uint64 masked  * rest compared
 var formats = map[uint32]string{
 	0x131: "R:PC=T2", 0x153: "2PC=T", 0x157: "R:2", 0x167: "R:2", 0x173: "P22", 0x191: "R:2P2",
 	0x17B: "2", 0x176: "R:2", 0x158: "AS", 0x148: "AS", 0x14A: "AS", 0x14C: "AS", 0x184: "AS", 0x14D: "AS", 0x15D: "S", 0x177: "T",
-	0x151: "2T", 0x160: "2T", 0x162: "mwwm2", 0x161: "R:", 0x168: "22", 0x150: "2", 0x14B: "222", 0x156: "2",
+	0x151: "2T", 0x160: "2T", 0x162: "mwwx", 0x161: "R:", 0x168: "22", 0x150: "2", 0x14B: "222", 0x156: "2",
 	0x17D: "=T", 0x13E: "=T", 0x15B: "R:", 0x186: "R:", 0x163: "22", 0x154: "2", 0x159: "=", 0x174: "2", 0x181: "mmwwb",
 	0x13C: "*", 0x155: "2", 0x17C: "2w", 0x164: "22", 0x193: "22",
 }
@@ -135,6 +135,8 @@ func (d *decoder) field(f rune) {
 		d.say("=%x", d.b2())
 	case '2':
 		d.say("[%d]", len(d.b2()))
+	case 'x':
+		d.b2()
 	case '*':
 		d.say("*%x", d.b)
 		d.b = nil
