@@ -6,7 +6,9 @@ cd "$(dirname "$0")/.."
 . ci/lib.sh
 work=$(mktemp -d)
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
-"$1" -dir . -version v0.1.0 -out "$work/proxy"
+mkdir "$work/src"
+git archive HEAD | tar -x -C "$work/src"
+"$1" -dir "$work/src" -version v0.1.0 -out "$work/proxy"
 upstream=$(go env GOPROXY)
 export GOPROXY="file://$work/proxy,$upstream" GONOSUMDB=github.com/trusttree/trusttree GOFLAGS=-mod=mod
 for p in $packages; do

@@ -1,4 +1,4 @@
-// Command modproxy lays a checkout out as a module version in a file proxy, so
+// Command modproxy lays a source tree out as a module version in a file proxy, so
 // that a foreign module can take it as users will.
 //
 //	modproxy -dir CHECKOUT -version v0.1.0 -out DIR
@@ -19,7 +19,7 @@ import (
 const path = "github.com/trusttree/trusttree"
 
 func main() {
-	dir := flag.String("dir", ".", "the checkout")
+	dir := flag.String("dir", ".", "the source tree")
 	version := flag.String("version", "v0.1.0", "the version it becomes")
 	out := flag.String("out", "", "the proxy's directory")
 	flag.Parse()
@@ -56,7 +56,7 @@ func run(dir, version, out string) error {
 		return err
 	}
 	defer f.Close()
-	if err := zip.CreateFromVCS(f, module.Version{Path: path, Version: version}, dir, "HEAD", ""); err != nil {
+	if err := zip.CreateFromDir(f, module.Version{Path: path, Version: version}, dir); err != nil {
 		return err
 	}
 	return f.Close()
