@@ -37,6 +37,7 @@ type batchConn struct {
 	pre     atomic.Bool // handshake not done
 	read    int         // bytes read while pre; only the handshake reads then
 	replied atomic.Bool
+	eof     atomic.Bool // the transport ended
 
 	mu   sync.Mutex
 	held bool
@@ -71,7 +72,12 @@ func (c *batchConn) fetch(b []byte) (int, error) {
 	return n, nil
 }
 
-func (c *batchConn) Read(b []byte) (int, error) {
+func (c *batchConn) Read(b []byte) (n int, err error) {
+	defer func() {
+		if err == io.EOF {
+			c.eof.Store(true)
+		}
+	}()
 	if !c.pre.Load() {
 		return c.fetch(b)
 	}
@@ -82,7 +88,7 @@ func (c *batchConn) Read(b []byte) (int, error) {
 	if c.read >= limit {
 		return 0, errHandshakeSize
 	}
-	n, err := c.fetch(b[:min(len(b), limit-c.read)])
+	n, err = c.fetch(b[:min(len(b), limit-c.read)])
 	c.read += n
 	return n, err
 }
@@ -178,7 +184,13 @@ func (c *secureConn) Close() error {
 func (c *secureConn) Read(b []byte) (int, error) {
 	c.rmu.Lock()
 	defer c.rmu.Unlock()
-	return c.Conn.Read(b)
+	n, err := c.Conn.Read(b)
+	if err == io.EOF && c.under.eof.Load() {
+		// crypto/tls takes a transport that ends between two records for a clean
+		// end. Without close_notify it is a cut (RFC 8446 6.1).
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
 }
 
 // abort closes the connection below with a reset, so that no buffer and no lost

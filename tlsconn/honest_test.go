@@ -140,3 +140,47 @@ func TestHalfCloseThroughForwarder(t *testing.T) {
 	require.NoError(t, err)
 	assert.True(t, bytes.Equal(reply, back))
 }
+
+// TestPlainTransportEndWithoutCloseNotify: crypto/tls itself reports a clean end
+// when TCP ends between two records.
+func TestPlainTransportEndWithoutCloseNotify(t *testing.T) {
+	for name, clean := range map[string]bool{"with close_notify": true, "bare TCP FIN": false} {
+		t.Run(name, func(t *testing.T) {
+			ca := newCA(t, "ca")
+			cfg := func(name, peer string) tlsconn.Config {
+				return tlsconn.Config{Identity: ca.identity(name), Trust: ca.trust(), Authorize: allow(t, peer)}
+			}
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			defer ln.Close()
+			got := make(chan error, 1)
+			go func() {
+				raw, err := ln.Accept()
+				if err != nil {
+					got <- err
+					return
+				}
+				s, p, err := cfg(gatewayName, nodeName).PlainServer(context.Background(), raw)
+				if err == nil {
+					assert.Equal(t, nodeName, p.ID.String())
+					_, err = io.Copy(io.Discard, s)
+					_ = s.Close()
+				}
+				got <- err
+			}()
+			raw, err := net.Dial("tcp", ln.Addr().String())
+			require.NoError(t, err)
+			c, _, err := cfg(nodeName, gatewayName).PlainClient(context.Background(), raw)
+			require.NoError(t, err)
+			_, err = c.Write(make([]byte, 300_000))
+			require.NoError(t, err)
+			if clean {
+				require.NoError(t, c.Close())
+				require.NoError(t, <-got)
+				return
+			}
+			require.NoError(t, raw.Close())
+			assert.ErrorIs(t, <-got, io.ErrUnexpectedEOF)
+		})
+	}
+}
