@@ -141,7 +141,12 @@ func (p *Policy) learnBoot(ev Evidence, opts LearnOptions, first bool) (*eventlo
 	if on, why := s.Enforcing(); !on && !opts.InsecureNoSB {
 		return nil, fmt.Errorf("Secure Boot was not enforcing: %v", why)
 	}
-	p.learnKeys(s, first)
+	if _, ok := ev.PCRs[7]; !ok && opts.InsecureNoSB && first {
+		p.SecureBoot = nil // no UEFI: there is nothing to judge
+	}
+	if p.SecureBoot != nil {
+		p.learnKeys(s, first)
+	}
 	if hasIMA {
 		if err := p.learnIMA(ev, opts); err != nil {
 			return nil, err

@@ -4,19 +4,15 @@
 set -eu
 cd "$(dirname "$0")/../.."
 export TRUSTTREE_LONG=1 CI="${CI:-true}"
-fuzztime="${FUZZTIME:-10m}"
+seconds="${FUZZ_SECONDS:-600}"
 
 echo "== tests, and machines that boot"
 go test -count=1 -timeout 40m -v -run 'TestRealMachine|TestRefusedImageFails' ./secureboot ./internal/testvm | grep -E '^(---|ok|FAIL|panic)|booted'
 go test -count=1 ./secureboot/... ./examples/bootcheck
 
-echo "== fuzz targets, $fuzztime each"
-for pkg in eventlog ima predict bootpolicy dice .; do
-  for target in $(go test -list '^Fuzz' "./secureboot/$pkg" | grep '^Fuzz'); do
-    echo "-- $pkg $target"
-    go test -run '^$' -fuzz "^$target\$" -fuzztime "$fuzztime" "./secureboot/$pkg" | tail -n 1
-  done
-done
+echo "== fuzz targets, $seconds s each"
+. ci/lib.sh
+fuzz "$seconds" ./secureboot/...
 
 echo "== benchmarks"
 go test -run '^$' -bench . -benchtime 2s -count 3 ./secureboot ./secureboot/ima | grep -E '^(Benchmark|cpu|ok)'
