@@ -30,7 +30,7 @@
 // A live relay to a genuine chip elsewhere that answers within the deadline:
 // a proof shows that the chip answers now through this connector, not that it
 // sits in it. Only a data plane keyed by the same chip closes that gap; the
-// fleet-wide duplicate check finds the chip that serves two places.
+// fleet-wide duplicate check (package moduleid/fleet) finds the chip that serves two places.
 // A chip opened in a laboratory is a clone with the genuine key: it exposes
 // that one identity, which the owner then revokes. What a module does with
 // its data after it proved its identity is outside this package.
