@@ -29,11 +29,11 @@ type city struct {
 
 	maker *attesttest.Maker
 	tpm   *attesttest.TPM
-	bus   *tpmServer // the socket at which the node finds its TPM
+	bus   *server // the socket at which the node finds its TPM
 
 	cameraCA, airCA, foreignCA *moduleidtest.CA
-	camera                     *chipServer
-	air                        *chipServer
+	camera                     *server
+	air                        *server
 
 	ports map[string]string // of the cloud's services and the node's forwards
 	page  string
@@ -198,7 +198,7 @@ func (c *city) configureNode(policy []byte) error {
 
 func (c *city) close() error {
 	err := errors.Join(c.node.stop(), c.cloud.stop())
-	for _, s := range []interface{ close() }{c.bus, c.camera, c.air} {
+	for _, s := range []*server{c.bus, c.camera, c.air} {
 		s.close()
 	}
 	return err

@@ -3,19 +3,13 @@ package main
 import (
 	"context"
 	_ "embed"
-	"encoding/binary"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"os"
 	"sync"
 
-	"github.com/google/go-tpm/tpm2/transport"
-
 	"github.com/trusttree/trusttree/attest/attesttest"
 	"github.com/trusttree/trusttree/moduleid/moduleidtest"
-	"github.com/trusttree/trusttree/moduleid/spdm"
 	"github.com/trusttree/trusttree/secureboot/eventlog"
 )
 
@@ -46,7 +40,7 @@ func (c *city) power(ctx context.Context, t *attesttest.TPM, log []byte) error {
 		return err
 	}
 	c.bus.close()
-	if c.bus, err = serveTPM(t, c.path("tpm.sock")); err != nil {
+	if c.bus, err = serveTPM(ctx, t, c.path("tpm.sock")); err != nil {
 		return err
 	}
 	for _, d := range []string{"run"} { // what a reboot clears
@@ -57,69 +51,30 @@ func (c *city) power(ctx context.Context, t *attesttest.TPM, log []byte) error {
 	return os.WriteFile(c.path("node", "event-log"), log, 0o600)
 }
 
-// tpmServer serves a TPM on a unix socket, as swtpm does.
-type tpmServer struct {
-	ln net.Listener
-	wg sync.WaitGroup
-}
-
-func serveTPM(t transport.TPM, path string) (*tpmServer, error) {
+// serveTPM serves a TPM on a unix socket, as swtpm does.
+func serveTPM(ctx context.Context, t *attesttest.TPM, path string) (*server, error) {
 	_ = os.Remove(path)
 	ln, err := net.Listen("unix", path)
 	if err != nil {
 		return nil, err
 	}
-	s := &tpmServer{ln: ln}
-	s.wg.Go(func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			s.wg.Go(func() {
-				defer conn.Close()
-				for serveCommand(t, conn) == nil {
-				}
-			})
-		}
-	})
-	return s, nil
+	return serve(ctx, ln, t.Serve), nil
 }
 
-func serveCommand(t transport.TPM, conn io.ReadWriter) error {
-	head := make([]byte, 10)
-	if _, err := io.ReadFull(conn, head); err != nil {
-		return err
-	}
-	size := binary.BigEndian.Uint32(head[2:])
-	if size < 10 || size > 4096 {
-		return fmt.Errorf("command of %d bytes", size)
-	}
-	command := append(head, make([]byte, size-10)...)
-	if _, err := io.ReadFull(conn, command[10:]); err != nil {
-		return err
-	}
-	response, err := t.Send(command)
-	if err != nil {
-		return err
-	}
-	_, err = conn.Write(response)
-	return err
-}
-
-func (s *tpmServer) close() {
-	if s != nil {
-		_ = s.ln.Close()
-	}
-}
-
-// chipServer is a module in its connector.
-type chipServer struct {
+// server is an emulated part behind a listener.
+type server struct {
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 }
 
-func (s *chipServer) close() {
+func serve(ctx context.Context, ln net.Listener, f func(context.Context, net.Listener) error) *server {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &server{cancel: cancel}
+	s.done.Go(func() { _ = f(ctx, ln) })
+	return s
+}
+
+func (s *server) close() {
 	if s != nil {
 		s.cancel()
 		s.done.Wait()
@@ -140,25 +95,12 @@ func (c *city) serveModules(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	c.air = &chipServer{cancel: cancel}
-	context.AfterFunc(ctx, func() { _ = ln.Close() })
-	c.air.done.Go(func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			for serveSPDM(responder, conn) == nil {
-			}
-			_ = conn.Close()
-		}
-	})
+	c.air = serve(ctx, ln, responder.ServeAll)
 	return nil
 }
 
 // plugATECC puts a module with an ATECC608 certified by ca into a connector.
-func plugATECC(ctx context.Context, addr string, ca *moduleidtest.CA) (*chipServer, error) {
+func plugATECC(ctx context.Context, addr string, ca *moduleidtest.CA) (*server, error) {
 	chip, err := moduleidtest.NewATECC608(moduleidtest.DataSheet)
 	if err != nil {
 		return nil, err
@@ -174,28 +116,5 @@ func plugATECC(ctx context.Context, addr string, ca *moduleidtest.CA) (*chipServ
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	s := &chipServer{cancel: cancel}
-	s.done.Go(func() { _ = chip.ServeTCP(ctx, ln) })
-	return s, nil
-}
-
-// serveSPDM answers one request in the framing of DSP0287.
-func serveSPDM(r *spdm.Responder, conn io.ReadWriter) error {
-	var head [4]byte
-	if _, err := io.ReadFull(conn, head[:]); err != nil {
-		return err
-	}
-	n := int(binary.LittleEndian.Uint16(head[:2])) - 2
-	if n < 4 || head[2] != 1 || head[3] != 5 {
-		return errors.New("not an SPDM message")
-	}
-	request := make([]byte, n)
-	if _, err := io.ReadFull(conn, request); err != nil {
-		return err
-	}
-	response := r.Respond(request)
-	out := binary.LittleEndian.AppendUint16(nil, uint16(len(response)+2))
-	_, err := conn.Write(append(append(out, 1, 5), response...))
-	return err
+	return serve(ctx, ln, chip.ServeTCP), nil
 }

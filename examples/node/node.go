@@ -26,7 +26,7 @@ type node struct {
 	boot *wire.Bootstrap
 	log  *slog.Logger
 
-	tpm      tpmDevice
+	tpm      *tpmDevice
 	attest   *attest.Node
 	modules  *moduleid.Inventory
 	system   *fscrypt.Volume

@@ -4,26 +4,47 @@ import (
 	"context"
 	"crypto"
 	"fmt"
+	"net"
 	"strings"
+	"sync"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
-	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 )
 
-type tpmDevice = transport.TPMCloser
+// tpmDevice is the node's TPM. Commands of its users take turns; each library
+// package keeps the TPM to itself for as long as a sequence of commands lasts.
+type tpmDevice struct {
+	mu sync.Mutex
+	t  transport.TPMCloser
+}
 
 // openTPM opens /dev/tpmrm0 or, as unix:PATH, the socket of a software TPM.
-func openTPM(name string) (tpmDevice, error) {
+func openTPM(name string) (*tpmDevice, error) {
+	var t transport.TPMCloser
+	var err error
 	if path, ok := strings.CutPrefix(name, "unix:"); ok {
-		return linuxudstpm.Open(path)
+		var conn net.Conn
+		if conn, err = net.Dial("unix", path); err == nil {
+			t = transport.FromReadWriteCloser(conn)
+		}
+	} else {
+		if name == "" {
+			name = "/dev/tpmrm0"
+		}
+		t, err = linuxtpm.Open(name)
 	}
-	if name == "" {
-		name = "/dev/tpmrm0"
-	}
-	return linuxtpm.Open(name)
+	return &tpmDevice{t: t}, err
 }
+
+func (d *tpmDevice) Send(command []byte) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.t.Send(command)
+}
+
+func (d *tpmDevice) Close() error { return d.t.Close() }
 
 // modulePCRs measures the module inventory.
 type modulePCRs struct{ t transport.TPM }
