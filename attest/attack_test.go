@@ -234,6 +234,7 @@ func TestT8IdentityTakeover(t *testing.T) {
 	require.ErrorIs(t, err, attest.ErrBound)
 
 	thief, endorsers := newTPM(t)
+	c.now = time.Now() // the thief's TPM was made after the cloud
 	other := open(t, thief, attest.NodeConfig{Endorsers: endorsers})
 	req = other.EnrollmentRequest(nil)
 	req.AKPublic = n.EnrollmentRequest(nil).AKPublic

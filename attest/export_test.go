@@ -25,3 +25,11 @@ func Binding(s Session, nonce, binding []byte, bodies []Body) (digest [32]byte, 
 // ParseEKCertificate is for the fuzz test, which has no certificate that
 // anybody vouches for.
 func ParseEKCertificate(der []byte) (*x509.Certificate, error) { return parseEKCertificate(der) }
+
+// EKTemplates returns name, NV index and TPM2_CreatePrimary template of each
+// endorsement key.
+func EKTemplates(f func(name string, index tpm2.TPMHandle, template tpm2.TPMTPublic)) {
+	for _, t := range ekTemplates() {
+		f(t.name, t.cert, must(t.public(nil)))
+	}
+}

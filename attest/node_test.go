@@ -269,18 +269,7 @@ func TestInitialCertificates(t *testing.T) {
 	require.NoError(t, err)
 	der := maker.Certificate().Raw
 	for i, content := range [][]byte{der, []byte("no certificate"), der} {
-		index := tpm.NVIDevIDCertFirst + tpm2.TPMHandle(i)
-		public := tpm2.TPMSNVPublic{NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(content)),
-			Attributes: tpm2.TPMANV{OwnerWrite: true, AuthRead: true, NoDA: true}}
-		_, err := tpm2.NVDefineSpace{AuthHandle: tpm2.TPMRHOwner, PublicInfo: tpm2.New2B(public)}.Execute(dev)
-		require.NoError(t, err)
-		name, err := tpm2.NVName(&public)
-		require.NoError(t, err)
-		_, err = tpm2.NVWrite{
-			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-			NVIndex:    tpm2.NamedHandle{Handle: index, Name: *name}, Data: tpm2.TPM2BMaxNVBuffer{Buffer: content},
-		}.Execute(dev)
-		require.NoError(t, err)
+		writeNV(t, dev, tpm.NVIDevIDCertFirst+tpm2.TPMHandle(i), content)
 	}
 	certs, err = n.InitialCertificates(t.Context())
 	require.NoError(t, err)
