@@ -36,6 +36,7 @@ const (
 	NVVolumeShareFirst tpm2.TPMHandle = 0x01800130 // key shares that destroying a volume undefines
 	NVVolumeShareLast  tpm2.TPMHandle = 0x0180013F
 	NVLDevIDCert       tpm2.TPMHandle = 0x01800140 // the owner's certificate of the TLS key
+	NVLDevIDCertOther  tpm2.TPMHandle = 0x01800141 // the same: the next one is written beside the last
 )
 
 // PCRs as trusttree uses them (TCG PC Client Platform Firmware Profile 1.06,
@@ -80,6 +81,6 @@ func Map() []Use {
 		{NVVolumeFirst, NVVolumeLast, "fscrypt", "generations of further volumes"},
 		one(NVPolicyFloor, "fscrypt", "fleet-wide policy floor"),
 		{NVVolumeShareFirst, NVVolumeShareLast, "fscrypt", "key shares"},
-		one(NVLDevIDCert, "attest", "owner certificate of the TLS key"),
+		{NVLDevIDCert, NVLDevIDCertOther, "attest", "owner certificate of the TLS key, old and new"},
 	}
 }
