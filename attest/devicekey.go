@@ -283,8 +283,54 @@ func (n *Node) StoreCertificate(ctx context.Context, e *Enrollment, roots *x509.
 		if !key.is(certs[0].PublicKey) {
 			return fmt.Errorf("%w: the certificate is for another key than the TPM's", ErrKeyMismatch)
 		}
-		return n.withOwner(d, func(owner tpm2.AuthHandle) error { return writeNV(d, owner, tpm.NVLDevIDCert, chain) })
+		// The new one goes beside the old one, which goes when the new one is
+		// whole: a power cut leaves one of them.
+		old, _ := n.readCertificate(d, key)
+		next, last := tpm.NVLDevIDCert, tpm.NVLDevIDCertOther
+		if old.index == next {
+			next, last = last, next
+		}
+		return n.withOwner(d, func(owner tpm2.AuthHandle) error {
+			if err := writeNV(d, owner, next, chain); err != nil {
+				return err
+			}
+			return undefineNV(d, owner, last)
+		})
 	})
+}
+
+// stored is a certificate chain in NV.
+type stored struct {
+	index tpm2.TPMHandle
+	chain []*x509.Certificate
+}
+
+// readCertificate returns the owner's certificate for a key: the one that
+// lasts longer, when a power cut left two.
+func (n *Node) readCertificate(d *tpm.Device, key *DeviceKey) (best stored, err error) {
+	for _, index := range []tpm2.TPMHandle{tpm.NVLDevIDCert, tpm.NVLDevIDCertOther} {
+		der, rerr := readNV(d, index)
+		if rerr != nil {
+			if !errors.Is(rerr, ErrNoKey) {
+				return stored{}, rerr
+			}
+			err = errors.Join(err, rerr)
+			continue
+		}
+		certs, perr := x509.ParseCertificates(der)
+		switch {
+		case perr != nil || len(certs) == 0:
+			err = errors.Join(err, fmt.Errorf("%w: NV index 0x%08x holds no whole certificate: %w", ErrNoKey, uint32(index), perr))
+		case !key.is(certs[0].PublicKey):
+			err = errors.Join(err, fmt.Errorf("%w: the certificate at NV index 0x%08x is for another key than the TPM's", ErrKeyMismatch, uint32(index)))
+		case best.chain == nil || certs[0].NotAfter.After(best.chain[0].NotAfter):
+			best = stored{index, certs}
+		}
+	}
+	if best.chain == nil {
+		return stored{}, err
+	}
+	return best, nil
 }
 
 // Certificate returns what StoreCertificate wrote, with the TLS key as private
@@ -297,17 +343,11 @@ func (n *Node) Certificate(ctx context.Context) (tls.Certificate, error) {
 		if err != nil {
 			return err
 		}
-		der, err := readNV(d, tpm.NVLDevIDCert)
+		found, err := n.readCertificate(d, key)
 		if err != nil {
 			return err
 		}
-		certs, err := x509.ParseCertificates(der)
-		if err != nil || len(certs) == 0 {
-			return fmt.Errorf("attest: owner certificate in NV: %w", errors.Join(err, ErrNoKey))
-		}
-		if !key.is(certs[0].PublicKey) {
-			return fmt.Errorf("%w: the certificate in NV is for another key than the TPM's", ErrKeyMismatch)
-		}
+		certs := found.chain
 		cert = tls.Certificate{PrivateKey: key, Leaf: certs[0], SupportedSignatureAlgorithms: key.SignatureAlgorithms()}
 		for _, c := range certs {
 			cert.Certificate = append(cert.Certificate, c.Raw)

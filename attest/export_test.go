@@ -4,8 +4,10 @@ import (
 	"crypto/x509"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/trusttree/trusttree/attest/registry"
+	"github.com/trusttree/trusttree/internal/tpm"
 )
 
 // AKTemplate and EnrollBinding let tests forge what a thief's own code could
@@ -33,3 +35,6 @@ func EKTemplates(f func(name string, index tpm2.TPMHandle, template tpm2.TPMTPub
 		f(t.name, t.cert, must(t.public(nil)))
 	}
 }
+
+// SetDevice gives an open node another line to its TPM.
+func SetDevice(n *Node, t transport.TPM) { n.dev = tpm.Wrap(t) }

@@ -1,10 +1,12 @@
 package attest_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/stretchr/testify/assert"
@@ -16,7 +18,8 @@ import (
 )
 
 // faulty is a TPM that refuses one command, the one that comes after skip
-// others, without carrying it out.
+// others, without carrying it out; how is "code" for an error of the TPM,
+// "line" for one of the transport, "cut" for no answer ever after.
 type faulty struct {
 	transport.TPM
 	mu   sync.Mutex
@@ -30,13 +33,15 @@ const ccFlushContext = 0x165
 func (f *faulty) Send(command []byte) ([]byte, error) {
 	f.mu.Lock()
 	skip := f.skip
-	f.skip--
+	if skip != 0 || f.how != "cut" {
+		f.skip--
+	}
 	f.mu.Unlock()
 	if skip != 0 {
 		return f.TPM.Send(command)
 	}
 	f.hit = binary.BigEndian.Uint32(command[6:])
-	if f.how == "line" {
+	if f.how != "code" {
 		return nil, errors.New("line cut")
 	}
 	return []byte{0x80, 1, 0, 0, 0, 10, 0, 0, 1, 1}, nil // TPM_RC_FAILURE
@@ -123,4 +128,45 @@ func everything(t *testing.T, c *cloud, tp transport.TPM, pin []byte) error {
 	}
 	_, err = c.verifier.Appraise(ctx, s, ev)
 	return err
+}
+
+// A power cut at any command of a renewal leaves the old certificate or the
+// new one.
+func TestPowerCutKeepsACertificate(t *testing.T) {
+	onEach(t, func(t *testing.T, dev *tpmtest.TPM, endorsers attest.Endorsers) {
+		n := open(t, dev, attest.NodeConfig{Endorsers: endorsers})
+		c := newCloud(t, endorsers)
+		key, e := c.enroll(n)
+		olds, news := 0, 0
+		for skip := 0; ; skip++ {
+			c.now = c.now.Add(time.Second)
+			r, err := c.attest(n, session(t, n, key))
+			require.NoError(t, err)
+			csr, err := key.CSR()
+			require.NoError(t, err)
+			next, err := c.registrar.Renew(t.Context(), r, csr)
+			require.NoError(t, err)
+			f := &faulty{TPM: dev.Device, skip: skip, how: "cut"}
+			cut := open(t, dev, attest.NodeConfig{EKName: n.EndorsementKey().Name, Now: func() time.Time { return c.now }})
+			attest.SetDevice(cut, f)
+			err = cut.StoreCertificate(t.Context(), next, c.roots())
+			cert, cerr := n.Certificate(t.Context())
+			require.NoError(t, cerr, "cut at command %d", skip)
+			switch {
+			case bytes.Equal(cert.Certificate[0], next.Chain[0]):
+				news++
+				e = next
+			case bytes.Equal(cert.Certificate[0], e.Chain[0]) && err != nil:
+				olds++
+			default:
+				t.Fatalf("cut at command %d: neither the old nor the new certificate", skip)
+			}
+			if f.hit == 0 {
+				require.NoError(t, err)
+				break
+			}
+		}
+		assert.Greater(t, olds, 3)
+		assert.Greater(t, news, 1)
+	})
 }

@@ -107,8 +107,7 @@ func (n *Node) InitialCertificates(ctx context.Context) ([]*x509.Certificate, er
 	return list, err
 }
 
-// writeNV replaces the content of an index of ours. The index is made of the
-// right size; the owner may write, everybody may read.
+// writeNV makes an index of ours anew with the content given; the owner may write, everybody may read.
 func writeNV(d *tpm.Device, owner tpm2.AuthHandle, index tpm2.TPMHandle, data []byte) error {
 	if len(data) > 2048 {
 		return fmt.Errorf("attest: %d bytes for NV index 0x%08x, limit 2048: give the node a shorter chain", len(data), uint32(index))
