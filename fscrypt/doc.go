@@ -43,6 +43,9 @@
 // blocks, and a copy of an old slot opens with what opened it; a TPM slot with
 // TPM.Share is worth nothing from the moment it is replaced.
 //
-// Keys live in locked memory, but ciphers keep expanded copies on the Go heap
-// while the volume is open.
+// Keys live in locked memory, but Go copies what passes through its stacks and
+// heap: without GOEXPERIMENT=runtimesecret a handful of copies of a key stay
+// behind after sealing and unsealing (the memory scan of the tests counts
+// them), with it none. While the volume is open, ciphers keep expanded keys on
+// the heap either way.
 package fscrypt

@@ -42,3 +42,8 @@ func WithoutLatch(b Binding) Binding {
 	b.notes = new(notes)
 	return b
 }
+
+// RandomSecret and Erasing are what the memory scan needs.
+func RandomSecret() *Secret { return randomSecret() }
+
+func Erasing(f func()) { erasing(f) }

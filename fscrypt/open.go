@@ -73,14 +73,10 @@ func (v *Volume) unlock(ctx context.Context, h *header, cfg Config, n *notes, pr
 				return err
 			}
 			n.lease = nil
-			vk, err := p.Unwrap(ctx, s, Binding{Volume: h.UUID, Label: h.Label, Slot: s.ID, notes: n})
+			var err error
+			erasing(func() { err = v.tryslot(ctx, h, s, p, n) })
 			if err == nil {
-				var priv *private
-				if priv, err = h.open(vk); err == nil {
-					v.slot = s.Type
-					return v.adopt(h, priv, vk)
-				}
-				vk.Erase()
+				return nil
 			}
 			errs = append(errs, fmt.Errorf("%s: %w", s.Type, err))
 			if errors.Is(err, ErrAuth) && len(tpmsOf(p)) > 0 {
@@ -92,6 +88,21 @@ func (v *Volume) unlock(ctx context.Context, h *header, cfg Config, n *notes, pr
 		return ErrNoSlot
 	}
 	return errors.Join(errs...)
+}
+
+// tryslot opens one slot with one protector.
+func (v *Volume) tryslot(ctx context.Context, h *header, s Slot, p Protector, n *notes) error {
+	vk, err := p.Unwrap(ctx, s, Binding{Volume: h.UUID, Label: h.Label, Slot: s.ID, notes: n})
+	if err != nil {
+		return err
+	}
+	priv, err := h.open(vk)
+	if err != nil {
+		vk.Erase()
+		return err
+	}
+	v.slot = s.Type
+	return v.adopt(h, priv, vk)
 }
 
 // adopt takes over an authenticated header.

@@ -32,6 +32,11 @@ type Slot struct {
 	Data json.RawMessage `json:"data"`
 }
 
+// clone copies a slot out of memory that will be erased.
+func (s Slot) clone() Slot {
+	return Slot{ID: strings.Clone(s.ID), Type: strings.Clone(s.Type), Data: slices.Clone(s.Data)}
+}
+
 // Binding names the place of a slot, for a Protector to bind its secret to.
 type Binding struct {
 	Volume string // UUID of the volume, 32 hexadecimal digits

@@ -257,7 +257,12 @@ func makeSlots(ctx context.Context, h *header, vk *Secret, n *notes, protectors 
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		s, err := p.Wrap(ctx, vk, Binding{Volume: h.UUID, Label: h.Label, Slot: newObjectID(), notes: n})
+		var s Slot
+		var err error
+		erasing(func() {
+			s, err = p.Wrap(ctx, vk, Binding{Volume: h.UUID, Label: h.Label, Slot: newObjectID(), notes: n})
+			s = s.clone()
+		})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p.Type(), err)
 		}
