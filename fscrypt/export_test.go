@@ -47,3 +47,6 @@ func WithoutLatch(b Binding) Binding {
 func RandomSecret() *Secret { return randomSecret() }
 
 func Erasing(f func()) { erasing(f) }
+
+// SetMaxLogged makes packs of small objects earlier than usual.
+func SetMaxLogged(v *Volume, n int) { v.maxLogged = n }

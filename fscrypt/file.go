@@ -35,8 +35,42 @@ type File struct {
 type partReader struct {
 	part
 	start int64 // of the part in the file
-	file  disk.File
+	file  source
 	plain io.ReaderAt
+}
+
+// source is what an object is read from: a file, a part of one, or the log's
+// copy in memory.
+type source interface {
+	io.Reader
+	io.ReaderAt
+	io.Closer
+	Size() (int64, error)
+}
+
+type memSource struct{ *bytes.Reader }
+
+func (m memSource) Size() (int64, error) { return m.Reader.Size(), nil }
+func (m memSource) Close() error         { return nil }
+
+type packSource struct {
+	*io.SectionReader
+	disk.File
+}
+
+func (s packSource) Read(p []byte) (int, error)              { return s.SectionReader.Read(p) }
+func (s packSource) ReadAt(p []byte, off int64) (int, error) { return s.SectionReader.ReadAt(p, off) }
+func (s packSource) Size() (int64, error)                    { return s.SectionReader.Size(), nil }
+
+func (v *Volume) openPart(p *part) (source, error) {
+	if p.Data != nil {
+		return memSource{bytes.NewReader(p.Data)}, nil
+	}
+	f, err := v.disk.Open("objects/" + p.file())
+	if err != nil || p.Pack == "" {
+		return f, err
+	}
+	return packSource{io.NewSectionReader(f, p.Off, p.Len), f}, nil
 }
 
 // OpenFile opens a file for reading. Close it: a volume with open files can't
@@ -109,7 +143,7 @@ func (v *Volume) openFile(name string) (*File, error) {
 		if p.Open {
 			continue // nothing of it is visible yet
 		}
-		file, err := v.disk.Open("objects/" + p.ID)
+		file, err := v.openPart(&p)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fmt.Errorf("object %s is gone: %w", p.ID, ErrTampered)
 		}

@@ -139,7 +139,7 @@ func (v *Volume) checkpoint(ctx context.Context) error {
 
 // compact writes the log anew, with generation gen, if it has grown.
 func (v *Volume) compact(gen uint64) error {
-	if v.log.Size() < compactAt || v.log.Size() < 4*int64(len(v.m.files))*300 {
+	if v.log.Size() < compactAt || v.log.Size() < 4*(int64(len(v.m.files))*300+int64(v.m.inline)*4/3) {
 		return nil
 	}
 	return v.rewriteLog(gen, v.header.Epoch)

@@ -41,6 +41,41 @@ type part struct {
 	Size  int64  `json:"s"`           // plaintext bytes
 	Pad   int64  `json:"z,omitempty"` // zeros behind them, which hide the size
 	Open  bool   `json:"o,omitempty"` // a segment that is being written
+
+	// A small object is kept in the log (Data), later with others in one file
+	// (Pack, Off, Len); a large one has a file of its own.
+	Data []byte `json:"d,omitempty"`
+	Pack string `json:"k,omitempty"`
+	Off  int64  `json:"f,omitempty"`
+	Len  int64  `json:"l,omitempty"`
+}
+
+// maxInline is the size of an object, in bytes, up to which it is kept in the
+// log: a file of 4 KiB costs one flush then.
+const maxInline = 6 << 10
+
+// file names the file below objects that a part is in; empty if it is in the
+// log.
+func (p *part) file() string {
+	switch {
+	case p.Data != nil:
+		return ""
+	case p.Pack != "":
+		return p.Pack
+	}
+	return p.ID
+}
+
+func (p *part) check() error {
+	for _, id := range []string{p.ID, p.Pack} {
+		if b, err := hex.DecodeString(id); err != nil || (len(b) != 16 && id != "") {
+			return errors.New("bad object")
+		}
+	}
+	if p.ID == "" || p.Size < 0 || p.Pad < 0 || p.Off < 0 || p.Len < 0 || len(p.Data) > maxInline {
+		return errors.New("bad object")
+	}
+	return nil
 }
 
 // padding is how many zeros hide a size: up to 12 % more, so that only about
@@ -90,10 +125,13 @@ type manifest struct {
 	gen   uint64
 	head  uint64
 	owed  int // files that the snapshot promised and that have not come
+
+	inline int            // bytes kept in the log
+	packs  map[string]int // parts in each pack
 }
 
 func newManifest() *manifest {
-	return &manifest{files: map[string]*entry{}, dirs: map[string]map[string]bool{".": {}}}
+	return &manifest{packs: map[string]int{}, files: map[string]*entry{}, dirs: map[string]map[string]bool{".": {}}}
 }
 
 func validName(name string) error {
@@ -163,10 +201,12 @@ func (m *manifest) apply(o *op) error {
 			return err
 		}
 		for _, p := range o.File.Parts {
-			if id, err := hex.DecodeString(p.ID); err != nil || len(id) != 16 || p.Size < 0 || p.Pad < 0 {
-				return errors.New("bad object")
+			if err := p.check(); err != nil {
+				return err
 			}
 		}
+		m.count(m.files[o.Name], -1)
+		m.count(o.File, 1)
 		m.files[o.Name] = o.File
 		m.link(o.Name)
 		if m.owed > 0 {
@@ -187,12 +227,14 @@ func (m *manifest) apply(o *op) error {
 			m.link(o.Name)
 			return err
 		}
+		m.count(m.files[o.To], -1)
 		m.files[o.To] = e
 		m.link(o.To)
 	case opRemove:
 		if m.files[o.Name] == nil {
 			return fmt.Errorf("%s: %w", o.Name, fs.ErrNotExist)
 		}
+		m.count(m.files[o.Name], -1)
 		delete(m.files, o.Name)
 		m.unlink(o.Name)
 	default:
@@ -201,12 +243,28 @@ func (m *manifest) apply(o *op) error {
 	return nil
 }
 
-// objects returns the ids of all objects in use.
+// count adds to or takes from what is known of where objects are.
+func (m *manifest) count(e *entry, n int) {
+	if e == nil {
+		return
+	}
+	for _, p := range e.Parts {
+		m.inline += n * len(p.Data)
+		if p.Pack == "" {
+			continue
+		}
+		if m.packs[p.Pack] += n; m.packs[p.Pack] == 0 {
+			delete(m.packs, p.Pack)
+		}
+	}
+}
+
+// objects returns the names of all files of objects in use.
 func (m *manifest) objects() map[string]bool {
 	ids := make(map[string]bool, len(m.files))
 	for _, e := range m.files {
 		for _, p := range e.Parts {
-			ids[p.ID] = true
+			ids[p.file()] = true
 		}
 	}
 	return ids

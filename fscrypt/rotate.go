@@ -137,6 +137,8 @@ func (v *Volume) reencrypt(name string) error {
 		}
 		n, err := v.copyPart(p)
 		if err != nil {
+			v.wmu.Lock()
+			defer v.wmu.Unlock()
 			return errors.Join(damaged(p.ID, err), v.dropParts(&entry{Parts: made}))
 		}
 		made = append(made, n)
@@ -153,8 +155,11 @@ func (v *Volume) reencrypt(name string) error {
 	if err := v.record(&op{Op: opPut, Name: name, File: &next}); err != nil {
 		return err
 	}
+	if err := v.pack(); err != nil {
+		return err
+	}
 	return v.dropParts(&entry{Parts: slices.DeleteFunc(slices.Clone(f.entry.Parts), func(p part) bool {
-		return slices.Contains(next.Parts, p)
+		return slices.ContainsFunc(next.Parts, func(q part) bool { return p.ID == q.ID })
 	})})
 }
 

@@ -30,10 +30,8 @@ func (v *Volume) Append(name string) (_ *Writer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = o.buf.Flush(); err == nil {
-		if err = o.file.Sync(); err == nil {
-			err = v.disk.SyncDir("objects")
-		}
+	if err = o.sink.spill(); err == nil {
+		err = o.sink.sync()
 	}
 	if err == nil {
 		err = v.addSegment(name, o.part)
@@ -108,11 +106,14 @@ func (w *Writer) Sync() (err error) {
 	if w.err != nil {
 		return w.err
 	}
-	if err := w.o.buf.Flush(); err != nil {
+	if w.o.sink.file == nil {
+		return nil
+	}
+	if err := w.o.sink.file.Sync(); err != nil {
 		w.err = err
 		return err
 	}
-	return w.o.file.Sync()
+	return nil
 }
 
 // salvage ends the segments that a cut left unfinished: their whole chunks

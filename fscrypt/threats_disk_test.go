@@ -74,7 +74,7 @@ func TestOlderVersionOfAFileIsRefused(t *testing.T) {
 	dir, v := passVolume(t, "f")
 	first := objects(t, dir)[0]
 	old := read(t, first)
-	require.NoError(t, v.WriteFile("f", []byte("new")))
+	require.NoError(t, v.WriteFile("f", bytes.Repeat([]byte("new"), 5000)))
 	now := objects(t, dir)
 	require.Len(t, now, 1)
 	require.NotEqual(t, first, now[0])
@@ -132,7 +132,7 @@ func flip(t testing.TB, name string, at int) {
 // Threat 10: no key is used twice, also after the disk was put back.
 func TestSameContentNeverEncryptsTheSame(t *testing.T) {
 	dir, v := passVolume(t)
-	require.NoError(t, v.WriteFile("a", []byte("same content")))
+	require.NoError(t, v.WriteFile("a", bytes.Repeat([]byte("same content"), 1000)))
 	first := read(t, objects(t, dir)[0])
 	lock(t, v)
 	snapshot := filepath.Join(t.TempDir(), "snapshot")
@@ -143,7 +143,7 @@ func TestSameContentNeverEncryptsTheSame(t *testing.T) {
 		copyTree(t, snapshot, back)
 		v, err := fscrypt.Open(t.Context(), back, fscrypt.Config{}, pass)
 		require.NoError(t, err)
-		require.NoError(t, v.WriteFile("a", []byte("same content")))
+		require.NoError(t, v.WriteFile("a", bytes.Repeat([]byte("same content"), 1000)))
 		b := read(t, objects(t, back)[0])
 		assert.False(t, seen[string(b[len(b)-28:])])
 		seen[string(b[len(b)-28:])] = true

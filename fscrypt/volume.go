@@ -85,6 +85,7 @@ type Volume struct {
 	given     []Protector // by Create, Open or Rotate
 	progress  func(done, total int)
 	pad       bool
+	maxLogged int
 	counter   *TPM   // nil where no TPM was given
 	witnessed uint64 // the counter's value last seen
 	cache     *chunkCache
@@ -151,7 +152,7 @@ func Open(ctx context.Context, dir string, cfg Config, protectors ...Protector) 
 }
 
 func newVolume(dir string, d disk.FS, cfg Config, protectors []Protector) *Volume {
-	v := &Volume{dir: dir, disk: d, logger: cfg.Logger, open: map[string]int{}, keys: map[uint64]*Secret{}, cache: newChunkCache(cfg.CacheBytes), given: protectors, progress: cfg.Progress, pad: cfg.PadSizes}
+	v := &Volume{dir: dir, disk: d, logger: cfg.Logger, open: map[string]int{}, keys: map[uint64]*Secret{}, cache: newChunkCache(cfg.CacheBytes), given: protectors, progress: cfg.Progress, pad: cfg.PadSizes, maxLogged: maxLogged}
 	if v.logger == nil {
 		v.logger = slog.New(slog.DiscardHandler)
 	}

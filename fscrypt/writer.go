@@ -1,12 +1,10 @@
 package fscrypt
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"sync"
 	"time"
 
 	"filippo.io/age"
@@ -14,37 +12,69 @@ import (
 	"github.com/trusttree/trusttree/fscrypt/internal/disk"
 )
 
-// writeBuffer gathers an age header and a small file for one write, in bytes.
-// Whole chunks pass it by.
-const writeBuffer = 8 << 10
-
-var writeBuffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, writeBuffer) }}
-
 // object is an object that is being written.
 type object struct {
 	part part
-	file disk.File
-	buf  *bufio.Writer
+	sink *sink
 	age  io.WriteCloser
 }
 
-func (v *Volume) newObject() (_ *object, err error) {
+// sink takes an age file. A small one stays in memory; a larger one goes to a
+// file of its own.
+type sink struct {
+	disk disk.FS
+	id   string
+	mem  []byte
+	file disk.File // nil while everything is in mem
+}
+
+// Write implements io.Writer.
+func (s *sink) Write(p []byte) (int, error) {
+	if s.file == nil && len(s.mem)+len(p) <= maxInline {
+		s.mem = append(s.mem, p...)
+		return len(p), nil
+	}
+	if err := s.spill(); err != nil {
+		return 0, err
+	}
+	return s.file.Write(p)
+}
+
+// spill moves what is in memory to the file.
+func (s *sink) spill() (err error) {
+	if s.file != nil {
+		return nil
+	}
+	if s.file, err = s.disk.Create("objects/" + s.id); err != nil {
+		return err
+	}
+	_, err = s.file.Write(s.mem)
+	s.mem = nil
+	return err
+}
+
+// sync makes the file and its name durable.
+func (s *sink) sync() error {
+	if err := s.file.Sync(); err != nil {
+		return err
+	}
+	return s.disk.SyncDir("objects")
+}
+
+func (v *Volume) newObject() (*object, error) {
 	v.mu.RLock()
 	epoch, vk := v.header.Epoch, v.keys[v.header.Epoch]
 	v.mu.RUnlock()
 	o := &object{part: part{ID: newObjectID(), Epoch: epoch}}
-	if o.file, err = v.disk.Create("objects/" + o.part.ID); err != nil {
-		return nil, err
-	}
-	o.buf = writeBuffers.Get().(*bufio.Writer)
-	o.buf.Reset(o.file)
-	if o.age, err = age.Encrypt(o.buf, objectKey{vk, v.header.UUID, o.part.ID}); err != nil {
+	o.sink = &sink{disk: v.disk, id: o.part.ID}
+	var err error
+	if o.age, err = age.Encrypt(o.sink, objectKey{vk, v.header.UUID, o.part.ID}); err != nil {
 		return nil, errors.Join(err, v.discard(o))
 	}
 	return o, nil
 }
 
-// finish makes the object durable.
+// finish makes the object durable, or ready to be put into the log.
 func (v *Volume) finish(o *object) error {
 	var err error
 	if v.pad && o.part.Pad == 0 {
@@ -54,34 +84,28 @@ func (v *Volume) finish(o *object) error {
 	if err == nil {
 		err = o.age.Close()
 	}
-	if err == nil {
-		err = o.buf.Flush()
-	}
-	if err == nil {
-		err = o.file.Sync()
-	}
-	err = errors.Join(err, o.release())
-	if err == nil {
-		err = v.disk.SyncDir("objects")
-	}
 	if err != nil {
-		return errors.Join(err, v.disk.Remove("objects/"+o.part.ID))
+		return errors.Join(err, v.discard(o))
 	}
-	return nil
+	if o.sink.file == nil {
+		o.part.Data = o.sink.mem
+		return nil
+	}
+	if err := o.sink.sync(); err != nil {
+		return errors.Join(err, v.discard(o))
+	}
+	return o.sink.file.Close()
 }
 
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-func (o *object) release() error {
-	o.buf.Reset(nil)
-	writeBuffers.Put(o.buf)
-	return o.file.Close()
-}
-
 func (v *Volume) discard(o *object) error {
-	return errors.Join(o.release(), v.disk.Remove("objects/"+o.part.ID))
+	if o.sink.file == nil {
+		return nil
+	}
+	return errors.Join(o.sink.file.Close(), v.disk.Remove("objects/"+o.part.ID))
 }
 
 // Writer writes a new version of a file. The version becomes visible, whole,
@@ -203,7 +227,7 @@ func (v *Volume) put(name string, p part) error {
 		v.mu.RUnlock()
 	}
 	if err != nil {
-		return errors.Join(err, v.disk.Remove("objects/"+p.ID))
+		return errors.Join(err, v.dropParts(&entry{Parts: []part{p}}))
 	}
 	old := v.m.files[name]
 	e := &entry{Version: 1, Parts: []part{p}, ModTime: time.Now().UnixNano()}
@@ -213,18 +237,25 @@ func (v *Volume) put(name string, p part) error {
 	if err := v.record(&op{Op: opPut, Name: name, File: e}); err != nil {
 		return err
 	}
+	if err := v.pack(); err != nil {
+		return err
+	}
 	return v.dropParts(old)
 }
 
 // dropParts removes the objects of a file that is no more. Open files keep
-// theirs until they are closed.
+// theirs until they are closed. It needs wmu, as packs are shared.
 func (v *Volume) dropParts(e *entry) error {
 	if e == nil {
 		return nil
 	}
 	var errs []error
 	for _, p := range e.Parts {
-		if err := v.disk.Remove("objects/" + p.ID); !errors.Is(err, fs.ErrNotExist) {
+		name := p.file()
+		if name == "" || v.m.packs[p.Pack] > 0 {
+			continue
+		}
+		if err := v.disk.Remove("objects/" + name); !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
@@ -280,6 +311,7 @@ func (v *Volume) try(o *op) error {
 	v.m.files[o.Name] = e
 	v.m.link(o.Name)
 	if old != nil {
+		v.m.count(old, 1)
 		v.m.files[o.To] = old
 		v.m.link(o.To)
 	}
