@@ -249,3 +249,25 @@ func (r *Repository) ReleaseHash(channel, release string) (string, error) {
 	}
 	return f.Hashes["sha256"].String(), nil
 }
+
+// Assigned returns what a director's assignment says of a release of this
+// repository.
+func (r *Repository) Assigned(ctx context.Context, channel, release string) (manifest.AssignedRelease, error) {
+	sum, err := r.ReleaseHash(channel, release)
+	if err != nil {
+		return manifest.AssignedRelease{}, err
+	}
+	f := r.targets[metadata.TARGETS].Signed.Targets[manifest.ReleaseTarget(channel, release)]
+	data, err := get(ctx, r.store, contentName(manifest.ReleaseTarget(channel, release), f))
+	if err != nil {
+		return manifest.AssignedRelease{}, fmt.Errorf("repository: release %s: %w", release, err)
+	}
+	if got := sha256.Sum256(data); hex.EncodeToString(got[:]) != sum {
+		return manifest.AssignedRelease{}, invalid("release "+release, errors.New("its content does not have the signed hash"))
+	}
+	rel, err := manifest.ParseRelease(data)
+	if err != nil {
+		return manifest.AssignedRelease{}, fmt.Errorf("repository: release %s: %w", release, err)
+	}
+	return manifest.AssignedRelease{Name: rel.Name, Channel: rel.Channel, Security: rel.Security, SHA256: sum}, nil
+}
