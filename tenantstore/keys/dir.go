@@ -118,13 +118,17 @@ func (d *Dir) Close() {
 	d.master = nil
 }
 
-func (d *Dir) path(keyID string) (string, error) {
+func validKeyID(keyID string) bool {
 	ok := len(keyID) >= 1 && len(keyID) <= 64
 	for i := 0; ok && i < len(keyID); i++ {
 		c := keyID[i]
 		ok = 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' && i > 0
 	}
-	if !ok || keyID == "master" {
+	return ok && keyID != "master"
+}
+
+func (d *Dir) path(keyID string) (string, error) {
+	if !validKeyID(keyID) {
 		return "", fmt.Errorf("keys: %w: key name", tenantstore.ErrInvalid)
 	}
 	return filepath.Join(d.dir, keyID+".json"), nil
