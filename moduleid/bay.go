@@ -41,6 +41,25 @@ type Bay struct {
 	identity   *Identity // nil: not admitted
 	expires    time.Time // end of the lease
 	entry      Entry
+	changes    int // of entry since the start; see set
+}
+
+// set changes the entry, within what the inventory's log has room for: a
+// connector whose module comes and goes for ever is given up until the next
+// start, so that it can't take the other connectors' share. It reports whether
+// the connector is usable. The caller holds mu.
+func (b *Bay) set(e Entry) bool {
+	if b.changes >= b.inv.perBay {
+		return false
+	}
+	if e != b.entry {
+		if b.changes++; b.changes == b.inv.perBay {
+			b.identity = nil
+			e = Entry{Connector: b.cfg.Connector, Reason: ReasonUnstable}
+		}
+		b.entry = e
+	}
+	return b.changes < b.inv.perBay
 }
 
 // Connector returns the connector's name.
@@ -79,13 +98,21 @@ func (b *Bay) doubt(e Entry) {
 	b.mu.Lock()
 	chip := b.chip
 	b.generation++
-	b.chip, b.identity, b.entry = nil, nil, e
+	b.chip, b.identity = nil, nil
+	b.set(e)
 	b.mu.Unlock()
 	if chip != nil {
 		if err := chip.Close(); err != nil {
 			b.log.Warn("closing a chip failed", "event", "moduleid.close", "connector", b.cfg.Connector, "error", err)
 		}
 	}
+}
+
+// unstable is the refusal of a connector that was given up.
+func (b *Bay) unstable() error {
+	r := &RefusedError{Node: b.inv.cfg.Node, Connector: b.cfg.Connector}
+	r.add(ReasonUnstable, fmt.Sprintf("what is in it changed %d times; look at the connector, then reboot the node", b.inv.perBay))
+	return r
 }
 
 // admit runs one proof and takes its consequences, but does not measure.
@@ -98,9 +125,12 @@ func (b *Bay) admit(ctx context.Context, c Challenge) (*Session, *Evidence, erro
 		return nil, nil, fmt.Errorf("moduleid: connector %s: an earlier proof still runs: %w", b.cfg.Connector, ctx.Err())
 	}
 	b.mu.Lock()
-	gen := b.generation
+	gen, usable := b.generation, b.changes < b.inv.perBay
 	b.mu.Unlock()
-
+	if !usable {
+		<-b.proving
+		return nil, nil, b.unstable()
+	}
 	evidence, err := b.prove(ctx, c)
 	if err != nil {
 		return nil, nil, b.silent(ctx, gen, err)
@@ -122,7 +152,11 @@ func (b *Bay) admit(ctx context.Context, c Challenge) (*Session, *Evidence, erro
 	}
 	changed := b.identity == nil || b.identity.id != id.id
 	b.identity, b.expires = id, b.inv.cfg.now().Add(b.cfg.Lease)
-	b.entry = Entry{Connector: b.cfg.Connector, ID: id.id, Class: id.class}
+	if !b.set(Entry{Connector: b.cfg.Connector, ID: id.id, Class: id.class}) {
+		b.identity = nil
+		b.mu.Unlock()
+		return nil, evidence, b.unstable()
+	}
 	s := &Session{bay: b, generation: b.generation, id: id.id}
 	b.mu.Unlock()
 	if err := b.inv.unique(ctx, b, id.id); err != nil {
@@ -215,7 +249,7 @@ func (b *Bay) refuse(ctx context.Context, err error) error {
 	b.generation++
 	b.identity = nil
 	was := b.entry
-	b.entry = Entry{Connector: b.cfg.Connector, Reason: reason}
+	b.set(Entry{Connector: b.cfg.Connector, Reason: reason})
 	chip := b.chip
 	b.chip = nil // whatever answers next is asked from the start
 	now := b.entry

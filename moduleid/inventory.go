@@ -60,6 +60,8 @@ type Inventory struct {
 	bays []*Bay // sorted by connector
 	log  *slog.Logger
 
+	perBay int // changes that each bay may make: their sum fits the log
+
 	dup    sync.Mutex               // one duplicate check at a time
 	places map[string]map[*Bay]bool // where each duplicated identity was seen
 
@@ -102,6 +104,7 @@ func NewInventory(cfg InventoryConfig) (*Inventory, error) {
 		return nil, fmt.Errorf("moduleid: %w", err)
 	}
 	inv := &Inventory{cfg: cfg, log: cfg.Logger, cel: cel, places: map[string]map[*Bay]bool{}}
+	inv.perBay = (maxRecords - len(cel.records)) / len(cfg.Bays)
 	for _, bc := range cfg.Bays {
 		if err := checkName("connector", bc.Connector); err != nil {
 			return nil, err

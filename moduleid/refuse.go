@@ -35,6 +35,7 @@ const (
 	ReasonMeasurement Reason = "measurement" // not what the class's reference values say
 	ReasonDuplicate   Reason = "duplicate"   // the same identity in two places
 	ReasonSilent      Reason = "silent"      // present, but gave no proof in time
+	ReasonUnstable    Reason = "unstable"    // it came and went more often than can be measured
 	ReasonInventory   Reason = "inventory"   // the report contradicts the node's measured inventory
 	ReasonMissing     Reason = "missing"     // a required connector without an admitted module
 )

@@ -434,6 +434,29 @@ func TestThreat14OneSilentModuleDelaysNobody(t *testing.T) {
 	assert.True(t, snap[2].Admitted())
 }
 
+func TestThreat14ModuleThatComesAndGoesForEver(t *testing.T) {
+	p := newPole(t, "bay1", "bay2")
+	p.bays[1].Open = func(context.Context) (moduleid.Chip, error) { return nil, errors.New("loose contact") }
+	inv := p.inventory(t)
+	_, err := inv.Bay("bay1").Admit(t.Context())
+	require.NoError(t, err)
+	flaky := inv.Bay("bay2")
+	for range 600 {
+		_, err = flaky.Admit(t.Context())
+		require.Error(t, err)
+		require.NoError(t, flaky.Removed(t.Context()))
+	}
+	assert.Equal(t, moduleid.ReasonUnstable, reasonOf(t, err))
+	assert.Equal(t, moduleid.ReasonUnstable, flaky.Entry().Reason)
+	require.NoError(t, inv.Bay("bay1").Removed(t.Context()))
+	_, err = inv.Bay("bay1").Admit(t.Context())
+	require.NoError(t, err, "the other connector's changes still fit the log")
+	_, body, err := inv.Collect(t.Context(), make([]byte, 32))
+	require.NoError(t, err)
+	_, err = p.v.VerifyReport(moduleid.ReportInput{Body: body, Node: node, Nonce: make([]byte, 32), Bank: crypto.SHA256, PCRs: map[int][]byte{13: p.pcrs.values[crypto.SHA256][13]}})
+	require.NoError(t, err)
+}
+
 // deadChip never answers and ignores its context for a while.
 type deadChip struct{}
 
