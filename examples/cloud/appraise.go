@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"path"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/trusttree/trusttree/attest"
@@ -113,21 +115,24 @@ func attestation(v *attest.Verifier, f *fleet, log *slog.Logger) verifyFunc {
 		result, err := exchange(ctx, v, device, peer, stream, bind)
 		verdict := wire.Verdict{Version: 1, OK: err == nil}
 		if err != nil {
-			verdict.Reason = err.Error()
+			verdict.Reason = "refused; the cloud's log says why"
 			log.Warn("attestation refused", "event", "attest.refused", "node", device.String(), "reason", err.Error())
 			state, reasons := "contraindicated", []string{err.Error()}
 			var refused *attest.AppraisalError
 			if errors.As(err, &refused) {
 				reasons = reasons[:0]
+				var codes []string // the node learns what is wrong, not what would be right
 				for _, r := range refused.Reasons {
 					reasons = append(reasons, r.Code+": "+r.Detail)
+					codes = append(codes, r.Code)
 				}
+				verdict.Reason = strings.Join(slices.Compact(codes), ", ")
 			}
 			if errors.Is(err, attest.ErrRevoked) {
 				state = "revoked"
 			}
 			f.setState(device.String(), peer.ID.Path, state, reasons...)
-			f.setLink(device.String(), "boot and modules", false, verdict.Reason)
+			f.setLink(device.String(), "boot and modules", false, strings.Join(reasons, "; "))
 		} else {
 			verdict.Until = result.Expires()
 			log.Info("node attested", "event", "attest.affirming", "node", device.String(), "until", verdict.Until)

@@ -121,6 +121,19 @@ func loadKey(name string) (crypto.Signer, error) {
 	return signer, nil
 }
 
+// loadPublic reads the public half of a key that is kept offline.
+func loadPublic(name string) (crypto.PublicKey, error) {
+	der, err := loadPEM(name, "PUBLIC KEY")
+	if err != nil {
+		return nil, err
+	}
+	key, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return key, nil
+}
+
 func loadCert(name string) (*x509.Certificate, error) {
 	der, err := loadPEM(name, "CERTIFICATE")
 	if err != nil {

@@ -32,7 +32,10 @@ func initialised(t *testing.T) string {
 
 func TestInitMakesWhatServeNeeds(t *testing.T) {
 	state := initialised(t)
-	require.NoError(t, filepath.WalkDir(state, func(path string, d os.DirEntry, err error) error {
+	require.NoError(t, filepath.WalkDir(state, func(path string, d os.DirEntry, walkErr error) error {
+		if walkErr != nil {
+			return walkErr
+		}
 		fi, err := d.Info()
 		if err == nil && d.Type().IsRegular() && filepath.Dir(path) == state {
 			assert.Equal(t, os.FileMode(0o600), fi.Mode().Perm(), path)
@@ -49,6 +52,9 @@ func TestInitMakesWhatServeNeeds(t *testing.T) {
 	maker, err := os.ReadFile(filepath.Join(state, "ca.crt"))
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(state, "tpm-makers", "maker.pem"), maker, 0o600))
+	for _, offline := range []string{"owner.key", "policy.key", "recovery.key", "keys/root.key"} {
+		require.NoError(t, os.Remove(filepath.Join(state, offline)), "as the command says")
+	}
 	var out bytes.Buffer
 	require.NoError(t, command(t.Context(), []string{"serve", "-state", state, "-check"}, &out))
 	assert.Contains(t, out.String(), "ok, domain city.example")

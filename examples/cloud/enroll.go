@@ -36,8 +36,27 @@ func enrollHandler(r *attest.Registrar, f *fleet, log *slog.Logger) http.Handler
 	return http.MaxBytesHandler(mux, attest.MaxMessage)
 }
 
-// serveMessage decodes one message, acts, and encodes the answer. What was
-// refused is told to the node in a word, and to the log in full.
+// maxEnrolments bounds the enrolments under way at once: checking a stranger's
+// certificates and making a credential for him costs about a millisecond each.
+const maxEnrolments = 32
+
+// limited answers 503 when more than n requests are under way.
+func limited(n int, h http.Handler) http.Handler {
+	slots := make(chan struct{}, n)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+			h.ServeHTTP(w, r)
+		default:
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, "busy, try again", http.StatusServiceUnavailable)
+		}
+	})
+}
+
+// serveMessage decodes one message, acts, and encodes the answer. Why a node
+// was refused is in the log; a stranger learns only that he was.
 func serveMessage[In, Out attest.Message](w http.ResponseWriter, req *http.Request, log *slog.Logger, act func(context.Context, *In) (*Out, error)) {
 	data, err := wire.ReadAll(req.Body, attest.MaxMessage, "request")
 	if err == nil {
@@ -53,15 +72,15 @@ func serveMessage[In, Out attest.Message](w http.ResponseWriter, req *http.Reque
 			}
 		}
 	}
-	code := http.StatusForbidden
+	code, text := http.StatusForbidden, "refused; the cloud's log says why"
 	switch {
 	case errors.Is(err, attest.ErrMalformed):
-		code = http.StatusBadRequest
+		code, text = http.StatusBadRequest, err.Error()
 	case errors.Is(err, registry.ErrConflict), errors.Is(err, registry.ErrFull):
-		code = http.StatusServiceUnavailable
+		code, text = http.StatusServiceUnavailable, "busy, try again"
 	}
 	log.Warn("enrolment refused", "event", "enroll.refused", "path", req.URL.Path, "from", req.RemoteAddr, "reason", err.Error())
-	http.Error(w, err.Error(), code)
+	http.Error(w, text, code)
 }
 
 // admission is the owner's rule: who holds an unused token of a bootstrap.json

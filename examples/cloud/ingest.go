@@ -117,6 +117,8 @@ func storeStatus(w http.ResponseWriter, err error) int {
 		return http.StatusTooManyRequests
 	case errors.Is(err, tenantstore.ErrDenied):
 		return http.StatusForbidden
+	case errors.Is(err, tenantstore.ErrInvalid):
+		return http.StatusBadRequest
 	case errors.Is(err, tenantstore.ErrBusy):
 		return http.StatusServiceUnavailable
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -113,7 +114,7 @@ func initState(ctx context.Context, o initOptions, out io.Writer) (err error) {
 		"  bootstrap.json   for one node; its token works once, until %s\n"+
 		"  operator.crt     the first operator's certificate and key\n"+
 		"  tpm-makers       put the TPM makers' certificates here, in PEM\n"+
-		"Move owner.key, policy.key, recovery.key and keys/root.key to where you keep offline keys.\n"+
+		"Move owner.key, policy.key, recovery.key and keys/root.key to where you keep offline keys; the cloud runs without them.\n"+
 		"Next: cloud serve -state %s\n", o.state, boot.TokenExpiry.Format(time.DateTime), o.state)
 	return nil
 }
@@ -173,12 +174,17 @@ func (s *newState) identity(name string, usage x509.ExtKeyUsage, hosts []string)
 	s.cert(name, cert, key)
 }
 
+// key makes a key, and a file of its public half that stays when the key is
+// moved offline.
 func (s *newState) key(name string) *ecdsa.PrivateKey {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	s.err = errors.Join(s.err, err)
 	data, err := keyPEM(key)
 	s.err = errors.Join(s.err, err)
 	s.file(name+".key", data)
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	s.err = errors.Join(s.err, err)
+	s.file(name+".pub", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}))
 	return key
 }
 

@@ -68,7 +68,7 @@ func newCloud(ctx context.Context, state string, cfg *config, log *slog.Logger) 
 }
 
 func (c *cloud) openStore(ctx context.Context) error {
-	owner, err := loadKey(filepath.Join(c.state, "owner.key"))
+	owner, err := loadPublic(filepath.Join(c.state, "owner.pub"))
 	if err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func (c *cloud) openStore(ctx context.Context) error {
 	roots.AddCert(c.ca.cert)
 	c.store, err = tenantstore.Open(ctx, tenantstore.Config{
 		Name: c.cfg.TrustDomain, Dir: filepath.Join(c.state, "store"), Keys: kek,
-		Owners: []crypto.PublicKey{owner.Public()}, Roots: roots, Logger: c.log,
+		Owners: []crypto.PublicKey{owner}, Roots: roots, Logger: c.log,
 	})
 	if err != nil {
 		return err
@@ -136,7 +136,7 @@ func (c *cloud) openAttestation() error {
 // references reads the appraisal policies in force: every file of the
 // directory reference/, each signed by the owner's policy key.
 func (c *cloud) references() ([]*secureboot.Policy, error) {
-	key, err := loadKey(filepath.Join(c.state, "policy.key"))
+	key, err := loadPublic(filepath.Join(c.state, "policy.pub"))
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +151,7 @@ func (c *cloud) references() ([]*secureboot.Policy, error) {
 		if err != nil {
 			return nil, err
 		}
-		p, err := secureboot.VerifyPolicy(signed, []crypto.PublicKey{key.Public()}, 0, time.Now())
+		p, err := secureboot.VerifyPolicy(signed, []crypto.PublicKey{key}, 0, time.Now())
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", e.Name(), err)
 		}
@@ -168,11 +168,11 @@ func (c *cloud) moduleVerifier() (*moduleid.Verifier, error) {
 		Schemes: []moduleid.Scheme{atecc.Scheme(), spdm.Scheme{}},
 		Roots:   x509.NewCertPool(), Classes: map[string]moduleid.Class{}, Connectors: map[string]moduleid.Connector{},
 	}
-	owner, err := loadKey(filepath.Join(c.state, "owner.key"))
+	owner, err := loadPublic(filepath.Join(c.state, "owner.pub"))
 	if err != nil {
 		return nil, err
 	}
-	revoked, err := revocation.New(revocation.Config{Keys: []crypto.PublicKey{owner.Public()}})
+	revoked, err := revocation.New(revocation.Config{Keys: []crypto.PublicKey{owner}})
 	if err != nil {
 		return nil, err
 	}
@@ -326,7 +326,7 @@ func (c *cloud) run(ctx context.Context, loopbackPage string) error {
 		tls        *tls.Config
 		h          http.Handler
 	}{
-		{"enrol", c.cfg.Enroll, enrollTLS, enrollHandler(c.registrar, c.fleet, c.log)},
+		{"enrol", c.cfg.Enroll, enrollTLS, limited(maxEnrolments, enrollHandler(c.registrar, c.fleet, c.log))},
 		{"api", c.cfg.API, apiTLS, api},
 	}
 	if loopbackPage != "" {

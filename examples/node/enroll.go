@@ -73,6 +73,8 @@ func (n *node) enroll(ctx context.Context) error {
 	client := &http.Client{
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, DisableKeepAlives: true},
 		Timeout:   time.Minute,
+		// The token goes to the address in bootstrap.json and to no other.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	challenge, err := post[attest.ActivationChallenge](ctx, client, n.boot.EnrollURL+"/v1/enroll/begin", n.attest.EnrollmentRequest([]byte(n.boot.Token)))
 	if err != nil {

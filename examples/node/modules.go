@@ -18,9 +18,9 @@ import (
 	"github.com/trusttree/trusttree/moduleid/spdm"
 )
 
-// admitModules asks every module for its proof and measures the inventory into
-// PCR 13.
-func (n *node) admitModules(ctx context.Context) error {
+// openModules sets up the connectors. Nothing is asked yet: AdmitAll does that,
+// and measures the inventory into PCR 13.
+func (n *node) openModules() error {
 	owner, err := x509.ParsePKIXPublicKey(n.boot.OwnerKey)
 	if err != nil {
 		return fmt.Errorf("bootstrap.json: owner_key: %w", err)
@@ -64,10 +64,6 @@ func (n *node) admitModules(ctx context.Context) error {
 		Node: n.attest.Device().String(), Verifier: v, Bays: bays, PCRs: modulePCRs{n.tpm},
 		Log: log, SaveLog: func(log []byte) error { return writeFile(name, log) }, Logger: n.log,
 	})
-	if err != nil {
-		return err
-	}
-	_, err = n.modules.AdmitAll(ctx)
 	return err
 }
 

@@ -87,7 +87,10 @@ func (n *node) run(ctx context.Context) (err error) {
 	if err := n.identify(ctx); err != nil {
 		return n.lost("tpm", err)
 	}
-	if err := n.admitModules(ctx); err != nil {
+	if err := n.openModules(); err != nil {
+		return n.lost("modules", err)
+	}
+	if _, err := n.modules.AdmitAll(ctx); err != nil {
 		// A refused module is reported and left unused; the verifier decides
 		// whether the node may do without it.
 		_ = n.lost("modules", err)
