@@ -39,12 +39,9 @@ func newAuthority(key crypto.PublicKey) (*authority, error) {
 		if bits := k.N.BitLen(); bits != 2048 && bits != 3072 && bits != 4096 {
 			return nil, fmt.Errorf("bootpolicy: RSA key of %d bits, want 2048, 3072 or 4096", bits)
 		}
-		exp := uint32(k.E)
-		if exp == 65537 {
-			exp = 0
-		}
 		a.public.Type = tpm2.TPMAlgRSA
-		a.public.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{KeyBits: tpm2.TPMKeyBits(k.N.BitLen()), Exponent: exp,
+		a.public.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{KeyBits: tpm2.TPMKeyBits(k.N.BitLen()), Exponent: uint32(k.E), // spelled out, not 0, as systemd does: it is part of the name
+
 			Symmetric: tpm2.TPMTSymDefObject{Algorithm: tpm2.TPMAlgNull}, Scheme: tpm2.TPMTRSAScheme{Scheme: tpm2.TPMAlgNull}})
 		a.public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: k.N.Bytes()})
 		fp = x509.MarshalPKCS1PublicKey(k)
