@@ -37,7 +37,9 @@ type BootControl interface {
 	MarkGood(ctx context.Context, s Slot) error
 }
 
-// Slots opens the places that the parts of a release are written to.
+// Slots opens the places that the parts of a release are written to. When it
+// also has a method OpenBase(ctx, Slot, part) (SlotFile, error), which opens a
+// part for reading only, updates reuse what the running slot holds.
 type Slots interface {
 	// Open opens the place of one part in a slot for reading and writing. A
 	// part that the slots have no place for is an error.

@@ -261,6 +261,11 @@ func (w *partWriter) fill(ctx context.Context) error {
 	if done == w.part.Length && w.part.Length > 0 {
 		return nil
 	}
+	if done == 0 {
+		if ok, err := w.aid(ctx); ok || err != nil {
+			return err
+		}
+	}
 	return w.stream(ctx, done)
 }
 

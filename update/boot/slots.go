@@ -46,6 +46,30 @@ func (s FileSlots) Open(ctx context.Context, slot update.Slot, part string) (upd
 	return &slotFile{File: f, size: s.Capacity}, nil
 }
 
+// OpenBase opens a part for reading only: the running slot, whose blocks an
+// update reuses.
+func (s FileSlots) OpenBase(ctx context.Context, slot update.Slot, part string) (update.SlotFile, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	path, ok := s.Paths[string(slot)+"/"+part]
+	if !ok {
+		if s.Dir == "" || !filepath.IsLocal(string(slot)) || filepath.Base(part) != part {
+			return nil, fmt.Errorf("boot: no place for part %q in slot %q", part, slot)
+		}
+		path = filepath.Join(s.Dir, string(slot), part)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &slotFile{File: f, size: size}, nil
+}
+
 func openDevice(path string) (update.SlotFile, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {

@@ -39,6 +39,13 @@ type Content struct {
 	Reader io.Reader
 	// Opaque parts are handed to the node's Preflight, not written to a slot.
 	Opaque bool
+	// Index adds a block index, with which nodes fetch only the 4 KiB blocks
+	// that they do not have: for images that are not compressed. Reader must
+	// be an io.ReadSeeker.
+	Index bool
+	// PatchFrom adds patches from older versions of the part. Reader must be
+	// an io.ReadSeeker. At most 16.
+	PatchFrom []*io.SectionReader
 }
 
 // touch makes a copy of a targets role that this transaction may change.
@@ -200,7 +207,11 @@ func (tx *Tx) AddRelease(rel manifest.Release, parts ...Content) error {
 		if err != nil {
 			return err
 		}
-		rel.Parts = append(rel.Parts, manifest.Part{Name: p.Name, Opaque: p.Opaque, Target: name, Length: f.Length, SHA256: f.Hashes["sha256"].String()})
+		part := manifest.Part{Name: p.Name, Opaque: p.Opaque, Target: name, Length: f.Length, SHA256: f.Hashes["sha256"].String()}
+		if err := tx.addAids(&part, p); err != nil {
+			return err
+		}
+		rel.Parts = append(rel.Parts, part)
 	}
 	data, err := rel.Encode()
 	if err != nil {
