@@ -111,6 +111,7 @@ func TestT18RolledBackTPM(t *testing.T) {
 		before, err := c.devices.Get(t.Context(), n.Device())
 		require.NoError(t, err)
 		ahead := before
+		c.now = c.now.Add(time.Second)
 		change(&ahead)
 		_, err = c.devices.Put(t.Context(), ahead)
 		require.NoError(t, err)

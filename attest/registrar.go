@@ -442,7 +442,7 @@ func takePending(ctx context.Context, s registry.ChallengeStore, id string, now 
 	if p.Purpose != purposeEnroll {
 		return nil, fmt.Errorf("%w: it is for another purpose", ErrChallenge)
 	}
-	if now.After(p.Expires) {
+	if !now.Before(p.Expires) {
 		return nil, ErrExpired
 	}
 	return p, nil

@@ -271,7 +271,7 @@ func (v *Verifier) take(ctx context.Context, s Session, id string, now time.Time
 		return nil, broken("challenge", fmt.Errorf("%w: it was minted for purpose %q", ErrChallenge, o.Purpose))
 	case subtle.ConstantTimeCompare(o.LeafSPKI, s.LeafSPKI[:]) != 1:
 		return nil, broken("challenge", fmt.Errorf("%w: it was minted for a session with another key", ErrChallenge))
-	case now.After(o.Expires):
+	case !now.Before(o.Expires):
 		return nil, broken("challenge", ErrExpired)
 	}
 	return o, nil
@@ -332,7 +332,7 @@ func forward(d registry.Device, c tpm2.TPMSClockInfo, minted time.Time) error {
 		return fmt.Errorf("%w: reset count %d after %d", ErrRolledBack, c.ResetCount, d.ResetCount)
 	case c.ResetCount == d.ResetCount && c.RestartCount < d.RestartCount:
 		return fmt.Errorf("%w: restart count %d after %d", ErrRolledBack, c.RestartCount, d.RestartCount)
-	case c.ResetCount == d.ResetCount && c.RestartCount == d.RestartCount && c.Clock < d.Clock && !minted.Before(d.Appraised):
+	case c.ResetCount == d.ResetCount && c.RestartCount == d.RestartCount && c.Clock < d.Clock && minted.After(d.Appraised):
 		return fmt.Errorf("%w: clock %d ms after %d ms", ErrRolledBack, c.Clock, d.Clock)
 	}
 	return nil
