@@ -382,3 +382,71 @@ func TestAliasChainNamesTheDevice(t *testing.T) {
 		})
 	}
 }
+
+func TestMCTPCarriesAProof(t *testing.T) {
+	r := responder(t, elliptic.P256())
+	queue := make(chan []byte, 8)
+	noise := true
+	tr := spdm.MCTP(func(_ context.Context, m []byte) error {
+		if m[0] != 5 {
+			return errors.New("not SPDM")
+		}
+		if noise {
+			queue <- []byte{1, 2, 3} // another type's message in between
+		}
+		queue <- append([]byte{5}, r.Respond(m[1:])...)
+		return nil
+	}, func(context.Context) ([]byte, error) { return <-queue, nil }, nil)
+	chip, err := spdm.NewRequester(tr, spdm.Config{})
+	require.NoError(t, err)
+	_, err = chip.Prove(t.Context(), moduleid.NewChallenge("node", "bay"))
+	require.NoError(t, err)
+	require.NoError(t, chip.Close())
+
+	tr = spdm.MCTP(func(context.Context, []byte) error { return nil },
+		func(context.Context) ([]byte, error) { return []byte{1}, nil }, nil)
+	chip, err = spdm.NewRequester(tr, spdm.Config{})
+	require.NoError(t, err)
+	_, err = chip.Prove(t.Context(), moduleid.NewChallenge("node", "bay"))
+	require.ErrorContains(t, err, "other types")
+}
+
+func TestMCTPOfTheKernel(t *testing.T) {
+	tr, err := spdm.DialMCTP(0, 9)
+	if err != nil {
+		require.ErrorContains(t, err, "spdm: ")
+		t.Skip("missing: ", err)
+	}
+	chip, err := spdm.NewRequester(tr, spdm.Config{})
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err = chip.Prove(ctx, moduleid.NewChallenge("node", "bay"))
+	require.Error(t, err, "nobody has that endpoint")
+	require.NoError(t, chip.Close())
+}
+
+func FuzzRequester(f *testing.F) {
+	r := responder(f, elliptic.P256())
+	f.Add([]byte{0x10, 4, 0, 0, 0, 1, 0, 0x12}, 0)
+	f.Add([]byte{0x12, 2, 0, 0, 1, 0, 0, 0, 0}, 4)
+	c := moduleid.NewChallenge("node", "bay")
+	f.Fuzz(func(t *testing.T, p []byte, at int) {
+		n := 0
+		m := &mitm{Transport: spdm.Loopback(r), answer: func(_, rsp []byte) []byte {
+			if n++; n-1 == at {
+				return p
+			}
+			return rsp
+		}}
+		chip, err := spdm.NewRequester(m, spdm.Config{})
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		e, err := chip.Prove(ctx, c)
+		if err == nil {
+			_, err = spdm.Scheme{}.Check(c, e)
+			require.NoError(t, err)
+		}
+	})
+}
