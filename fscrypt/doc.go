@@ -44,8 +44,8 @@
 // TPM.Share is worth nothing from the moment it is replaced.
 //
 // Keys live in locked memory, but Go copies what passes through its stacks and
-// heap: without GOEXPERIMENT=runtimesecret a handful of copies of a key stay
-// behind after sealing and unsealing (the memory scan of the tests counts
+// heap: without GOEXPERIMENT=runtimesecret some four copies of a key stay
+// behind after each sealing and unsealing (the memory scan of the tests counts
 // them), with it none. While the volume is open, ciphers keep expanded keys on
 // the heap either way.
 package fscrypt

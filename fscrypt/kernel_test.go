@@ -220,3 +220,55 @@ func TestOtherProgramReadsThePolicy(t *testing.T) {
 	assert.Contains(t, string(out), v.Status().Kernel.Identifier)
 	lock(t, v)
 }
+
+// TestKernelModeAddsNoSystemCall traces a program that writes and reads below
+// the volume, and beside it.
+func TestKernelModeAddsNoSystemCall(t *testing.T) {
+	strace := testenv.Tool(t, "strace", "strace")
+	mount, _, _, v := kernelVolume(t)
+	trace := func(dir string) []string {
+		out := filepath.Join(t.TempDir(), "trace")
+		for _, args := range [][]string{{"if=/dev/zero", "of=" + dir + "/f", "bs=4096", "count=64", "conv=fsync"}, {"if=" + dir + "/f", "of=/dev/null", "bs=4096"}} {
+			b, err := exec.Command(strace, append([]string{"-A", "-o", out, "dd", "status=none"}, args...)...).CombinedOutput()
+			if err != nil {
+				testenv.Missing(t, "permission to trace: "+string(b))
+			}
+		}
+		var calls []string
+		for line := range strings.SplitSeq(string(read(t, out)), "\n") {
+			name, _, _ := strings.Cut(line, "(")
+			calls = append(calls, name)
+		}
+		return calls
+	}
+	plain, volume := trace(mount), trace(v.Path())
+	assert.Equal(t, plain, volume)
+	assert.Greater(t, len(volume), 2*2*64)
+	lock(t, v)
+}
+
+// TestKernelKeyGoesWithTheLease takes the key away when the cloud does not
+// renew the lease.
+func TestKernelKeyGoesWithTheLease(t *testing.T) {
+	mount, _ := ext4(t, "encrypt")
+	c := newCloud(t)
+	p := fscrypt.All(pass, c.remote("node"))
+	dir := filepath.Join(mount, "volume")
+	v, err := fscrypt.Create(t.Context(), dir, kernelConfig, p)
+	if errors.Is(err, fscrypt.ErrUnsupported) {
+		testenv.Missing(t, "kernel with CONFIG_FS_ENCRYPTION: "+err.Error())
+	}
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(v.Path(), "f"), []byte("x"), 0o600))
+	lock(t, v)
+	c.lease = time.Second
+	v, err = fscrypt.Open(t.Context(), dir, fscrypt.Config{}, p)
+	require.NoError(t, err)
+	_, err = os.ReadFile(filepath.Join(v.Path(), "f"))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		_, err := os.ReadFile(filepath.Join(dir, "tree", "f"))
+		return err != nil
+	}, 10*time.Second, 20*time.Millisecond)
+	lock(t, v)
+}

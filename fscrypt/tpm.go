@@ -280,14 +280,17 @@ func (p *TPM) Unwrap(ctx context.Context, s Slot, b Binding) (_ *Secret, err err
 		return nil, err
 	}
 	var out *Secret
+	started := false
 	err = p.do(ctx, append(p.pins(), parent), func(t *tpm.Device, srk *tpm.Key) (err error) {
+		started = true
 		out, err = p.unseal(t, srk, &d, clauses)
 		if err == nil && d.Share != nil {
 			err = readShare(t, srk, d.Share, out)
 		}
 		return err
 	})
-	if !errors.Is(err, ErrAuth) && !errors.Is(err, ErrTPMChanged) && !errors.Is(err, ErrLockout) && !errors.Is(err, ErrUnavailable) {
+	// A TPM that was not asked, or that wants another PIN, may be asked again.
+	if started && !errors.Is(err, ErrAuth) && !errors.Is(err, ErrLockout) {
 		if latch := p.noteLatch(ctx, b, pcr); latch != nil {
 			err = errors.Join(err, latch(refusedLatch[:]))
 		}
