@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 
@@ -54,7 +55,7 @@ func (m *Maker) OpenTPM(dir string) (*TPM, error) {
 		return nil, fmt.Errorf("attesttest: %w", err)
 	}
 	t := &TPM{soft: soft}
-	return t, t.start()
+	return t, t.start(0)
 }
 
 // TPM is a software TPM for tests. It implements go-tpm's transport.TPM and is
@@ -74,23 +75,34 @@ func (t *TPM) PowerOff() { t.soft.PowerOff() }
 // Reboot shuts the TPM down in order, if it has power, and starts it again:
 // PCRs are reset, transient objects and sessions gone, persistent ones and NV
 // indices kept.
-func (t *TPM) Reboot() error {
+func (t *TPM) Reboot() error { return t.reboot(0) }
+
+func (t *TPM) reboot(locality int) error {
 	if t.soft.Powered() {
-		if _, err := (tpm2.Shutdown{ShutdownType: tpm2.TPMSUClear}).Execute(t.soft); err != nil {
+		_, err := tpm2.Shutdown{ShutdownType: tpm2.TPMSUClear}.Execute(t.soft)
+		if err != nil && !errors.Is(err, tpm2.TPMRCInitialize) { // which a failed startup leaves
 			return fmt.Errorf("attesttest: shutdown: %w", err)
 		}
 		t.soft.PowerOff()
 	}
-	return t.start()
+	return t.start(locality)
 }
 
-func (t *TPM) start() error {
+func (t *TPM) start(locality int) error {
 	t.soft.PowerOn()
-	if _, err := (tpm2.Startup{StartupType: tpm2.TPMSUClear}).Execute(t.soft); err != nil {
+	if _, err := (tpm2.Startup{StartupType: tpm2.TPMSUClear}).Execute(at{t.soft, locality}); err != nil {
 		return fmt.Errorf("attesttest: startup: %w", err)
 	}
 	return nil
 }
+
+// at sends commands at a locality.
+type at struct {
+	t        *softtpm.TPM
+	locality int
+}
+
+func (a at) Send(command []byte) ([]byte, error) { return a.t.SendAt(a.locality, command) }
 
 // Measurement is one extend of a boot: an event log's entry.
 type Measurement struct {
@@ -100,8 +112,13 @@ type Measurement struct {
 
 // Boot reboots the TPM and extends the measurements in their order, as
 // firmware does: the PCRs are then those of the boot that the event log tells.
-func (t *TPM) Boot(log ...Measurement) error {
-	if err := t.Reboot(); err != nil {
+func (t *TPM) Boot(log ...Measurement) error { return t.BootAt(0, log...) }
+
+// BootAt is Boot of a machine whose firmware starts the TPM at a locality: 0,
+// 3, or 4 (an H-CRTM). The event log's StartupLocality event tells it, and PCR 0
+// begins with it.
+func (t *TPM) BootAt(locality int, log ...Measurement) error {
+	if err := t.reboot(locality); err != nil {
 		return err
 	}
 	for i, m := range log {

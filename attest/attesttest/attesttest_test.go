@@ -95,6 +95,21 @@ func TestBootIsReplacedByTheNext(t *testing.T) {
 	assert.Error(t, d.Boot(attesttest.Measurement{PCR: 4, Digests: map[crypto.Hash][]byte{crypto.SHA256: one[:5]}}))
 }
 
+func TestStartupLocalityIsWherePCR0Begins(t *testing.T) {
+	d := newTPM(t)
+	event := sha256.Sum256([]byte("CRTM"))
+	for _, locality := range []byte{0, 3, 4} {
+		require.NoError(t, d.BootAt(int(locality), attesttest.Measurement{PCR: 0, Digests: map[crypto.Hash][]byte{crypto.SHA256: event[:]}}))
+		got, err := tpm.ReadPCRs(d, crypto.SHA256, 0)
+		require.NoError(t, err)
+		want := sha256.Sum256(append(append(make([]byte, 31), locality), event[:]...))
+		assert.Equal(t, want[:], got[0])
+	}
+	assert.Error(t, d.BootAt(2))
+	assert.Error(t, d.BootAt(9))
+	require.NoError(t, d.Reboot())
+}
+
 func TestServedTPMIsOpenedAsASocketAndKeptInADirectory(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	dir := t.TempDir()

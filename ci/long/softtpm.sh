@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 export TRUSTTREE_LONG=1 CI="${CI:-true}"
 echo "== ten thousand TPMs"
 go test -count=1 -run TestManyTPMs -v ./internal/softtpm | grep -E 'TPMs,|^(ok|FAIL|---)'
-echo "== compared with swtpm: $(cat internal/softtpm/testdata/swtpm/*.txt | grep -c -v mutated:) answers, $(grep -h mutated: internal/softtpm/testdata/swtpm/*.txt | tr ' ' '\n' | sed -n 's/^[0-9a-f]\{3\}\*\([0-9]*\)$/\1/p; s/^[0-9a-f]\{3\}$/1/p' | awk '{s+=$1} END {print s}') mutated commands"
+echo "== compared with swtpm: $(cat internal/softtpm/testdata/swtpm/*.txt | grep -c -v mutated:) answers, $(grep -h mutated: internal/softtpm/testdata/swtpm/*.txt | sed 's/.*mutated: //' | tr ' ' '\n' | sed -n 's/^[0-9a-f]\{3\}\*\([0-9]*\)$/\1/p; s/^[0-9a-f]\{3\}$/1/p' | awk '{s+=$1} END {print s}') mutated commands"
 go test -count=1 -run 'Recorded' ./internal/softtpm
 echo "== tpm2-tools"
 go test -count=1 -run TestTPM2Tools -v ./examples/softtpm | grep -E 'commands|^(ok|FAIL|---)'

@@ -17,13 +17,31 @@
 // is parsed to its end. What survives a loss of power is written durably
 // before the response is given.
 //
-// # Differences from a TPM
+// # Fidelity
 //
-// Hierarchies, keys and secrets derive in ways of this package's own, so that
-// primary keys differ from any other TPM's of the same seed. RSA keys have
-// 1024, 2048 or 3072 bits, curves are P-256, P-384 and P-521; the block cipher
-// is AES in CFB mode; there are no derivation parents, ECDAA, SM or Camellia
-// algorithms, field upgrade, vendor commands, attached components or physical
-// presence. HMAC sequences can't be saved as contexts. Orderly NV indices are
-// written down at once.
+// testdata/swtpm holds what swtpm 0.7.1 (libtpms 0.9) answers to the scenarios
+// of the tests and to mutations of their commands: each byte changed in three
+// ways, each truncation, one byte more. This TPM gives the same response codes,
+// with handle, parameter and session numbers, and the same bytes wherever
+// nothing random is in them. TestSwtpmAnswersAsRecorded holds the recordings
+// against the swtpm that is installed.
+//
+// # Differences from swtpm that remain
+//
+//   - Primary keys, tickets and saved contexts derive from the seeds in ways of
+//     this package's own, so a primary key differs from that of another TPM with
+//     the same seed, and contexts have other sizes.
+//   - Curves are P-256, P-384 and P-521: P-192, P-224, BN and SM2 answer
+//     TPM_RC_CURVE. There are no Camellia, TDES, SM3 or SM4, no ECDAA, ECSCHNORR
+//     or CMAC, and no derivation parents (TPM2_CreateLoaded answers TPM_RC_TYPE).
+//   - RSA keys have 1024, 2048 or 3072 bits. A ciphertext that does not decrypt
+//     is TPM_RC_VALUE as part 3 says, where libtpms says TPM_RC_FAILURE.
+//   - Absent commands answer TPM_RC_COMMAND_CODE: PCR_Allocate and the PCR
+//     authorisation commands, PP_Commands, command audit, Rewrap, SetAlgorithmSet,
+//     Commit, EC_Ephemeral, ZGen_2Phase, CertifyX509, ECC_Encrypt, ECC_Decrypt,
+//     field upgrade, vendor commands. Nobody is ever physically present.
+//   - An unknown tag answers TPM_RC_BAD_TAG; swtpm's answer is 0x084.
+//   - HMAC sequences can't be saved as contexts. Orderly NV indices are written
+//     down at once, so they lose nothing. The clock runs at one rate.
+//   - Nothing is hardened against timing or faults: it is for tests.
 package softtpm

@@ -21,7 +21,7 @@ var scenarios = []scenario{
 	{"nv", nvScenario, false}, {"policy", policyScenario, false}, {"sessions", sessionScenario, false}, {"hash", hashScenario, false},
 	{"power", powerScenario, true}, {"lockout", lockoutScenario, true}, {"hierarchy", hierarchyScenario, true},
 	{"unknown", unknownScenario, true}, {"policykeys", policyKeyScenario, false}, {"move", moveScenario, false},
-	{"rsa", rsaScenario, true}, {"symmetric", symmetricScenario, false},
+	{"rsa", rsaScenario, true}, {"symmetric", symmetricScenario, false}, {"pin", pinScenario, true},
 }
 
 // try runs a command and returns its response, or an empty one.

@@ -261,13 +261,18 @@ func (t *TPM) checkAuth(c *call, u *use, i int) rc {
 			return e
 		}
 	}
+	var e rc
 	if u.s == nil || isPolicy && u.s.policy.needPassword {
-		if hmac.Equal(trim(u.mac), t.authValue(h)) {
-			return 0
+		if !hmac.Equal(trim(u.mac), t.authValue(h)) {
+			e = t.authFailed(h)
 		}
-		return t.authFailed(h)
+	} else {
+		e = t.checkHMAC(c, u, i)
 	}
-	return t.checkHMAC(c, u, i)
+	if n := t.nv[h]; n != nil && n.pin() && (!isPolicy || u.s.policy.needAuth || u.s.policy.needPassword) {
+		t.countPIN(n, e == 0)
+	}
+	return e
 }
 
 // policyRequired says whether a policy is the only way to authorise.
@@ -298,13 +303,14 @@ func (t *TPM) authAvailable(h uint32, role authRole, d *command) bool {
 		return o.sens != nil && (o.pub.is(attrUserWithAuth) || role == roleAdmin && !o.pub.is(attrAdminPolicy))
 	case htNV:
 		n := t.nv[h]
-		switch d.nvOp {
-		case nvOpWrite:
+		if d.nvOp == nvOpWrite {
 			return n.attrs&nvAuthWrite != 0
-		case nvOpRead:
-			return n.attrs&nvAuthRead != 0
 		}
-		return true
+		if n.pin() {
+			tries, limit := n.pinCounts()
+			return n.attrs&nvWritten != 0 && tries < limit
+		}
+		return n.attrs&nvAuthRead != 0
 	}
 	return true
 }

@@ -15,6 +15,10 @@ func startup(t *TPM, c *call) rc {
 	if e := c.end(); e != 0 {
 		return e
 	}
+	locality := t.volatile.locality
+	if locality != 0 && locality != 3 && locality != 4 {
+		return rcLocality
+	}
 	resume := kind == 1
 	if resume && (t.shutdown != shutdownState || t.nonVolatile.saved == nil) {
 		return rcValue.param(1)
@@ -49,6 +53,9 @@ func startup(t *TPM, c *call) rc {
 		delete(t.policies, rhPlatform)
 		t.enabled = map[uint32]bool{rhOwner: true, rhEndorsement: true, rhPlatform: true, rhPlatformNV: true}
 		t.resetPCRs(false)
+		for _, b := range t.pcrs { // part 1, section 34.3: PCR 0 tells the startup's locality
+			b[0][len(b[0])-1] = byte(locality)
+		}
 		t.pcrUpdates = pcrCount - 4 // one for each PCR that counts
 		t.resetNV()
 	}
