@@ -103,18 +103,22 @@ type idPattern struct {
 
 func parseIDPattern(s string) (idPattern, error) {
 	base, deep := strings.CutSuffix(s, "/**")
-	// A star stands for a segment; what is left must be an ID.
-	id, err := ParseID(strings.ReplaceAll(base, "/*", "/star"))
-	if err != nil {
-		return idPattern{}, fmt.Errorf("peer pattern %q: %w", s, err)
+	head, path, ok := strings.Cut(strings.TrimPrefix(base, "spiffe://"), "/")
+	id, err := ParseID("spiffe://" + head)
+	if err != nil || !strings.HasPrefix(s, "spiffe://") || len(s) > maxIDLength {
+		return idPattern{}, fmt.Errorf("peer pattern %.128q: must begin with spiffe:// and a trust domain without stars", s)
 	}
 	p := idPattern{td: id.TrustDomain, deep: deep}
-	if _, path, ok := strings.Cut(strings.TrimPrefix(base, "spiffe://"), "/"); ok {
-		p.segs = strings.Split(path, "/")
-		for _, seg := range p.segs {
-			if seg != "*" && strings.Contains(seg, "*") {
-				return idPattern{}, fmt.Errorf("peer pattern %q: a star stands for a whole segment", s)
-			}
+	if !ok {
+		return p, nil
+	}
+	p.segs = strings.Split(path, "/")
+	for _, seg := range p.segs {
+		if seg == "*" {
+			continue
+		}
+		if err := checkSegment(seg); err != nil {
+			return idPattern{}, fmt.Errorf("peer pattern %.128q: %w; a star stands for a whole segment", s, err)
 		}
 	}
 	return p, nil
