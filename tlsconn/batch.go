@@ -25,6 +25,13 @@ var errHandshakeSize = errors.New("handshake messages are too large")
 // readBuffers are held only by connections that have bytes to read.
 var readBuffers = sync.Pool{New: func() any { b := make([]byte, batchSize); return &b }}
 
+// errWouldWait is temporary, so crypto/tls keeps what it has and goes on later.
+type errWouldWait struct{}
+
+func (errWouldWait) Error() string   { return "would wait" }
+func (errWouldWait) Timeout() bool   { return true }
+func (errWouldWait) Temporary() bool { return true }
+
 // batchConn lies under a tls.Conn. It gathers the records of one Write into one
 // system call, reads many records with one, and bounds what an unauthenticated
 // peer may send.
@@ -33,6 +40,9 @@ type batchConn struct {
 	rc  syscall.RawConn // nil when the connection is not a socket
 	in  *[]byte         // pooled, while bytes in it are not taken yet
 	got []byte          // those bytes, within in
+	// nowait makes a read that would wait fail with errWouldWait instead. It is
+	// used by who reads, like got.
+	nowait bool
 
 	pre     atomic.Bool // handshake not done
 	read    int         // bytes read while pre; only the handshake reads then
@@ -57,6 +67,9 @@ func newBatchConn(c net.Conn) *batchConn {
 // when there are bytes, so that a connection that waits holds none.
 func (c *batchConn) fetch(b []byte) (int, error) {
 	if len(c.got) == 0 {
+		if c.nowait {
+			return 0, errWouldWait{}
+		}
 		if c.rc == nil {
 			return c.Conn.Read(b)
 		}
@@ -185,6 +198,16 @@ func (c *secureConn) Read(b []byte) (int, error) {
 	c.rmu.Lock()
 	defer c.rmu.Unlock()
 	n, err := c.Conn.Read(b)
+	// Take what else is here already, so that the next write is a large one.
+	for err == nil && len(b)-n >= recordSize && len(c.under.got) > 0 {
+		c.under.nowait = true
+		more, merr := c.Conn.Read(b[n:])
+		c.under.nowait = false
+		n += more
+		if merr != nil {
+			break // it shows again in the next read, if it is more than errWouldWait
+		}
+	}
 	if err == io.EOF && c.under.eof.Load() {
 		// crypto/tls takes a transport that ends between two records for a clean
 		// end. Without close_notify it is a cut (RFC 8446 6.1).

@@ -96,7 +96,7 @@ func (c *flowConn) inspect(b []byte, final bool) error {
 func (c *flowConn) write(b []byte) (int, error) {
 	total := 0
 	for len(b) > 0 {
-		chunk := b[:min(len(b), relayBuffer)]
+		chunk := b[:min(len(b), mux.MaxPayload)]
 		if err := c.pay(len(chunk)); err != nil {
 			return total, err
 		}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -100,9 +101,13 @@ func TestHTTPHostIsHeldToTheRule(t *testing.T) {
 	try := func(request string) (string, error) {
 		c := r.dial("cdn.partner.example:443")
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
-		for _, b := range []byte(request) { // a byte at a time
-			if _, err := c.Write([]byte{b}); err != nil {
+		_ = c.SetDeadline(time.Now().Add(15 * time.Second))
+		step := 1 // a byte at a time
+		if len(request) > 1000 {
+			step = 1000
+		}
+		for b := range slices.Chunk([]byte(request), step) {
+			if _, err := c.Write(b); err != nil {
 				return "", err
 			}
 		}

@@ -6,10 +6,13 @@ import (
 	"io"
 	"net"
 	"sync"
+
+	"github.com/trusttree/trusttree/tlsconn/internal/mux"
 )
 
 // relayBuffer is the size of a busy copy buffer in bytes.
-const relayBuffer = 64 << 10
+// It fills two frames of the multiplexer, which are four TLS records each.
+const relayBuffer = 2 * mux.MaxPayload
 
 // idleBuffer is what a direction holds that moves little, and quietReads after
 // how many small reads it counts as such.

@@ -68,6 +68,9 @@ type Options struct {
 // frameSize is the most that one stream sends before the next gets its turn.
 const frameSize = 64 << 10
 
+// MaxPayload is what one frame carries; its header has twelve bytes.
+const MaxPayload = frameSize - 12
+
 // readBuffer is the size of the session's read buffer in bytes.
 const readBuffer = 64 << 10
 
