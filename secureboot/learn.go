@@ -139,7 +139,7 @@ func (p *Policy) learnBoot(ev Evidence, opts LearnOptions, first bool) (*eventlo
 	}
 	s := SecureBootState(probe.v)
 	if on, why := s.Enforcing(); !on && !opts.InsecureNoSB {
-		return nil, fmt.Errorf("Secure Boot was not enforcing: %v", why)
+		return nil, fmt.Errorf("in it, Secure Boot was not enforcing: %v", why)
 	}
 	if _, ok := ev.PCRs[7]; !ok && opts.InsecureNoSB && first {
 		p.SecureBoot = nil // no UEFI: there is nothing to judge

@@ -53,7 +53,12 @@ func fresh(t *testing.T, r *testvm.Result) secureboot.Evidence {
 	require.NoError(t, err)
 	der, err := asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(ec.SignatureR.Buffer), new(big.Int).SetBytes(ec.SignatureS.Buffer)})
 	require.NoError(t, err)
-	key := &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int).SetBytes(point.X.Buffer), Y: new(big.Int).SetBytes(point.Y.Buffer)}
+	raw := make([]byte, 65)
+	raw[0] = 4
+	new(big.Int).SetBytes(point.X.Buffer).FillBytes(raw[1:33])
+	new(big.Int).SetBytes(point.Y.Buffer).FillBytes(raw[33:])
+	key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), raw)
+	require.NoError(t, err)
 	digest := sha256.Sum256(quoted)
 	require.True(t, ecdsa.VerifyASN1(key, digest[:], der), "quote")
 	return ev

@@ -25,10 +25,12 @@ import (
 	"github.com/trusttree/trusttree/secureboot/bootpolicy"
 )
 
-// newTPM is where these tests get their TPM from.
-func newTPM(t *testing.T) (dev transport.TPM, reboot func()) {
-	d, _ := tpmtest.New(t)
-	return d, func() { require.NoError(t, d.Reboot(context.Background())) }
+// each runs a test on every software TPM that there is.
+func each(t *testing.T, f func(t *testing.T, dev transport.TPM, reboot func())) {
+	t.Helper()
+	tpmtest.Each(t, func(t *testing.T, d *tpmtest.TPM, _ *tpmtest.Maker) {
+		f(t, d, func() { require.NoError(t, d.Reboot(context.Background())) })
+	})
 }
 
 func extendPCR(t *testing.T, dev transport.TPM, pcr int, what string) {
@@ -80,22 +82,23 @@ func literal(t *testing.T, values map[int][]byte) bootpolicy.Policy {
 }
 
 func TestLiteralHoldsInItsBootStateOnly(t *testing.T) {
-	dev, reboot := newTPM(t)
-	p := literal(t, map[int][]byte{4: after("loader"), 7: after("keys")})
-	extendPCR(t, dev, 4, "loader")
-	extendPCR(t, dev, 7, "keys")
-	require.NoError(t, satisfy(t, dev, p))
+	each(t, func(t *testing.T, dev transport.TPM, reboot func()) {
+		p := literal(t, map[int][]byte{4: after("loader"), 7: after("keys")})
+		extendPCR(t, dev, 4, "loader")
+		extendPCR(t, dev, 7, "keys")
+		require.NoError(t, satisfy(t, dev, p))
 
-	require.NoError(t, bootpolicy.Cap(t.Context(), dev, 7, "done"))
-	err := satisfy(t, dev, p)
-	require.ErrorIs(t, err, bootpolicy.ErrNotSatisfied)
-	assert.Contains(t, err.Error(), "PCR 7", "names the PCR that differs")
-	assert.NotContains(t, err.Error(), "PCR 4")
+		require.NoError(t, bootpolicy.Cap(t.Context(), dev, 7, "done"))
+		err := satisfy(t, dev, p)
+		require.ErrorIs(t, err, bootpolicy.ErrNotSatisfied)
+		assert.Contains(t, err.Error(), "PCR 7", "names the PCR that differs")
+		assert.NotContains(t, err.Error(), "PCR 4")
 
-	reboot()
-	extendPCR(t, dev, 4, "another loader")
-	extendPCR(t, dev, 7, "keys")
-	require.ErrorIs(t, satisfy(t, dev, p), bootpolicy.ErrNotSatisfied)
+		reboot()
+		extendPCR(t, dev, 4, "another loader")
+		extendPCR(t, dev, 7, "keys")
+		require.ErrorIs(t, satisfy(t, dev, p), bootpolicy.ErrNotSatisfied)
+	})
 }
 
 func TestPoliciesThatWouldAlwaysHoldAreRefused(t *testing.T) {
@@ -120,86 +123,89 @@ func TestPoliciesThatWouldAlwaysHoldAreRefused(t *testing.T) {
 }
 
 func TestOrIsNestedAboveEight(t *testing.T) {
-	dev, _ := newTPM(t)
-	extendPCR(t, dev, 11, "image 8")
-	for _, n := range []int{2, 8, 9, 17, 65, 70} {
-		var branches []bootpolicy.Policy
-		for i := range n {
-			branches = append(branches, literal(t, map[int][]byte{11: after(fmt.Sprintf("image %d", i))}))
+	each(t, func(t *testing.T, dev transport.TPM, _ func()) {
+		extendPCR(t, dev, 11, "image 8")
+		for _, n := range []int{2, 8, 9, 17, 65, 70} {
+			var branches []bootpolicy.Policy
+			for i := range n {
+				branches = append(branches, literal(t, map[int][]byte{11: after(fmt.Sprintf("image %d", i))}))
+			}
+			p, err := bootpolicy.Or(branches...)
+			require.NoError(t, err)
+			err = satisfy(t, dev, p)
+			if n > 8 {
+				require.NoError(t, err, "%d branches", n)
+			} else {
+				require.ErrorIs(t, err, bootpolicy.ErrNotSatisfied, "%d branches", n)
+			}
 		}
-		p, err := bootpolicy.Or(branches...)
-		require.NoError(t, err)
-		err = satisfy(t, dev, p)
-		if n > 8 {
-			require.NoError(t, err, "%d branches", n)
-		} else {
-			require.ErrorIs(t, err, bootpolicy.ErrNotSatisfied, "%d branches", n)
-		}
-	}
+	})
 }
 
 func TestSignedPolicyFollowsTheImageWithoutSealingAgain(t *testing.T) {
-	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	dev, reboot := newTPM(t)
-	for name, key := range map[string]crypto.Signer{"RSA": rsaKey(), "P-256": ec} {
-		sealer, err := bootpolicy.Signed(key.Public(), nil)
+	each(t, func(t *testing.T, dev transport.TPM, reboot func()) {
+		ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		require.NoError(t, err)
-		old, err := bootpolicy.SignPCRs(key, crypto.SHA256, map[int][]byte{11: after("v1")})
-		require.NoError(t, err)
-		both, err := bootpolicy.SignPCRs(key, crypto.SHA256, map[int][]byte{11: after("v1")}, map[int][]byte{11: after("v2")})
-		require.NoError(t, err)
-		pOld, err := bootpolicy.Signed(key.Public(), old)
-		require.NoError(t, err)
-		pBoth, err := bootpolicy.Signed(key.Public(), both)
-		require.NoError(t, err)
-		assert.Equal(t, sealer.Digest(), pOld.Digest(), name)
-		assert.Equal(t, sealer.Digest(), pBoth.Digest(), name)
+		for name, key := range map[string]crypto.Signer{"RSA": rsaKey(), "P-256": ec} {
+			sealer, err := bootpolicy.Signed(key.Public(), nil)
+			require.NoError(t, err)
+			old, err := bootpolicy.SignPCRs(key, crypto.SHA256, map[int][]byte{11: after("v1")})
+			require.NoError(t, err)
+			both, err := bootpolicy.SignPCRs(key, crypto.SHA256, map[int][]byte{11: after("v1")}, map[int][]byte{11: after("v2")})
+			require.NoError(t, err)
+			pOld, err := bootpolicy.Signed(key.Public(), old)
+			require.NoError(t, err)
+			pBoth, err := bootpolicy.Signed(key.Public(), both)
+			require.NoError(t, err)
+			assert.Equal(t, sealer.Digest(), pOld.Digest(), name)
+			assert.Equal(t, sealer.Digest(), pBoth.Digest(), name)
 
-		reboot()
-		extendPCR(t, dev, 11, "v2")
-		require.NoError(t, satisfy(t, dev, pBoth), name)
-		require.ErrorIs(t, satisfy(t, dev, pOld), bootpolicy.ErrNotSatisfied, name)
-		require.ErrorIs(t, satisfy(t, dev, sealer), bootpolicy.ErrNotSatisfied, name)
-		bank, pcrs := pBoth.PCRs()
-		assert.Equal(t, crypto.SHA256, bank)
-		assert.Contains(t, pcrs, 11)
-	}
+			reboot()
+			extendPCR(t, dev, 11, "v2")
+			require.NoError(t, satisfy(t, dev, pBoth), name)
+			require.ErrorIs(t, satisfy(t, dev, pOld), bootpolicy.ErrNotSatisfied, name)
+			require.ErrorIs(t, satisfy(t, dev, sealer), bootpolicy.ErrNotSatisfied, name)
+			bank, pcrs := pBoth.PCRs()
+			assert.Equal(t, crypto.SHA256, bank)
+			assert.Contains(t, pcrs, 11)
+		}
+	})
 }
 
 func TestForgedSignedPolicies(t *testing.T) {
-	key := rsaKey()
-	good, err := bootpolicy.SignPCRs(key, crypto.SHA256, map[int][]byte{11: after("v1")})
-	require.NoError(t, err)
-	var doc map[string][]map[string]any
-	change := func(f func(e map[string]any)) []byte {
-		require.NoError(t, json.Unmarshal(good, &doc))
-		f(doc["sha256"][0])
-		b, err := json.Marshal(doc)
+	each(t, func(t *testing.T, dev transport.TPM, _ func()) {
+		key := rsaKey()
+		good, err := bootpolicy.SignPCRs(key, crypto.SHA256, map[int][]byte{11: after("v1")})
 		require.NoError(t, err)
-		return b
-	}
-	for name, b := range map[string][]byte{
-		"other policy":   change(func(e map[string]any) { e["pol"] = fmt.Sprintf("%x", after("evil")) }),
-		"resettable PCR": change(func(e map[string]any) { e["pcrs"] = []int{23} }),
-		"no PCR":         change(func(e map[string]any) { e["pcrs"] = []int{} }),
-		"unknown field":  change(func(e map[string]any) { e["any"] = true }),
-		"bytes after it": append(bytes.Clone(good), '{'),
-		"no JSON":        []byte("sha256"),
-	} {
-		_, err := bootpolicy.Signed(key.Public(), b)
-		assert.Error(t, err, name)
-	}
-	// An entry of another key is no entry.
-	ec, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	require.NoError(t, err)
-	p, err := bootpolicy.Signed(ec.Public(), good)
-	require.NoError(t, err)
-	dev, _ := newTPM(t)
-	extendPCR(t, dev, 11, "v1")
-	require.ErrorIs(t, satisfy(t, dev, p), bootpolicy.ErrNotSatisfied)
-	_, err = bootpolicy.SignPCRs(weak(t), crypto.SHA256, map[int][]byte{11: after("v1")})
-	require.Error(t, err)
+		var doc map[string][]map[string]any
+		change := func(f func(e map[string]any)) []byte {
+			require.NoError(t, json.Unmarshal(good, &doc))
+			f(doc["sha256"][0])
+			b, err := json.Marshal(doc)
+			require.NoError(t, err)
+			return b
+		}
+		for name, b := range map[string][]byte{
+			"other policy":   change(func(e map[string]any) { e["pol"] = fmt.Sprintf("%x", after("evil")) }),
+			"resettable PCR": change(func(e map[string]any) { e["pcrs"] = []int{23} }),
+			"no PCR":         change(func(e map[string]any) { e["pcrs"] = []int{} }),
+			"unknown field":  change(func(e map[string]any) { e["any"] = true }),
+			"bytes after it": append(bytes.Clone(good), '{'),
+			"no JSON":        []byte("sha256"),
+		} {
+			_, err := bootpolicy.Signed(key.Public(), b)
+			assert.Error(t, err, name)
+		}
+		// An entry of another key is no entry.
+		ec, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+		require.NoError(t, err)
+		p, err := bootpolicy.Signed(ec.Public(), good)
+		require.NoError(t, err)
+		extendPCR(t, dev, 11, "v1")
+		require.ErrorIs(t, satisfy(t, dev, p), bootpolicy.ErrNotSatisfied)
+		_, err = bootpolicy.SignPCRs(weak(t), crypto.SHA256, map[int][]byte{11: after("v1")})
+		require.Error(t, err)
+	})
 }
 
 func weak(t *testing.T) crypto.Signer {
@@ -209,95 +215,98 @@ func weak(t *testing.T) crypto.Signer {
 }
 
 func TestFloorRevokesOlderPolicies(t *testing.T) {
-	dev, reboot := newTPM(t)
-	authority, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	f, err := bootpolicy.NewFloor(tpm.NVPolicyFloor, authority.Public())
-	require.NoError(t, err)
-	require.NoError(t, f.Define(t.Context(), dev, nil))
-	v1, v2 := literal(t, map[int][]byte{11: after("v1")}), literal(t, map[int][]byte{11: after("v2")})
-	p1, err := f.AuthorizeNV(v1)
-	require.NoError(t, err)
-	p2, err := f.AuthorizeNV(v2)
-	require.NoError(t, err)
-	assert.Equal(t, p1.Digest(), p2.Digest(), "sealing does not change")
-
-	approve := func(p bootpolicy.Policy, version uint64, first bool) []byte {
-		b, err := f.Approve(authority, p, version, first)
+	each(t, func(t *testing.T, dev transport.TPM, reboot func()) {
+		authority, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		require.NoError(t, err)
-		return b
-	}
-	extendPCR(t, dev, 11, "v1")
-	require.ErrorIs(t, satisfy(t, dev, p1), bootpolicy.ErrNotSatisfied, "index was never written")
-	require.ErrorIs(t, f.Write(t.Context(), dev, approve(v1, 5, false)), bootpolicy.ErrNotSatisfied, "approval for later writes")
-	first := approve(v1, 5, true)
-	require.NoError(t, f.Write(t.Context(), dev, first))
-	require.NoError(t, satisfy(t, dev, p1))
-	require.ErrorIs(t, satisfy(t, dev, p2), bootpolicy.ErrNotSatisfied)
+		f, err := bootpolicy.NewFloor(tpm.NVPolicyFloor, authority.Public())
+		require.NoError(t, err)
+		require.NoError(t, f.Define(t.Context(), dev, nil))
+		v1, v2 := literal(t, map[int][]byte{11: after("v1")}), literal(t, map[int][]byte{11: after("v2")})
+		p1, err := f.AuthorizeNV(v1)
+		require.NoError(t, err)
+		p2, err := f.AuthorizeNV(v2)
+		require.NoError(t, err)
+		assert.Equal(t, p1.Digest(), p2.Digest(), "sealing does not change")
 
-	second := approve(v2, 6, false)
-	require.NoError(t, f.Write(t.Context(), dev, second))
-	require.ErrorIs(t, satisfy(t, dev, p1), bootpolicy.ErrNotSatisfied, "v1 is revoked, although it fits the PCRs")
-	for name, b := range map[string][]byte{"first write": first, "same write": second, "older": approve(v1, 5, false), "equal version": approve(v1, 6, false)} {
-		require.ErrorIs(t, f.Write(t.Context(), dev, b), bootpolicy.ErrNotSatisfied, "replay: %s", name)
-	}
-	reboot()
-	extendPCR(t, dev, 11, "v2")
-	require.NoError(t, satisfy(t, dev, p2))
-	require.NoError(t, f.Write(t.Context(), dev, approve(v1, 7, false)), "a new version may name an old policy")
+		approve := func(p bootpolicy.Policy, version uint64, first bool) []byte {
+			b, err := f.Approve(authority, p, version, first)
+			require.NoError(t, err)
+			return b
+		}
+		extendPCR(t, dev, 11, "v1")
+		require.ErrorIs(t, satisfy(t, dev, p1), bootpolicy.ErrNotSatisfied, "index was never written")
+		require.ErrorIs(t, f.Write(t.Context(), dev, approve(v1, 5, false)), bootpolicy.ErrNotSatisfied, "approval for later writes")
+		first := approve(v1, 5, true)
+		require.NoError(t, f.Write(t.Context(), dev, first))
+		require.NoError(t, satisfy(t, dev, p1))
+		require.ErrorIs(t, satisfy(t, dev, p2), bootpolicy.ErrNotSatisfied)
+
+		second := approve(v2, 6, false)
+		require.NoError(t, f.Write(t.Context(), dev, second))
+		require.ErrorIs(t, satisfy(t, dev, p1), bootpolicy.ErrNotSatisfied, "v1 is revoked, although it fits the PCRs")
+		for name, b := range map[string][]byte{"first write": first, "same write": second, "older": approve(v1, 5, false), "equal version": approve(v1, 6, false)} {
+			require.ErrorIs(t, f.Write(t.Context(), dev, b), bootpolicy.ErrNotSatisfied, "replay: %s", name)
+		}
+		reboot()
+		extendPCR(t, dev, 11, "v2")
+		require.NoError(t, satisfy(t, dev, p2))
+		require.NoError(t, f.Write(t.Context(), dev, approve(v1, 7, false)), "a new version may name an old policy")
+	})
 }
 
 func TestFloorIsWrittenByItsAuthorityOnly(t *testing.T) {
-	dev, _ := newTPM(t)
-	authority, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	thief, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	f, err := bootpolicy.NewFloor(tpm.NVPolicyFloor, authority.Public())
-	require.NoError(t, err)
-	require.NoError(t, f.Define(t.Context(), dev, nil))
-	p := literal(t, map[int][]byte{11: after("v1")})
-	_, err = f.Approve(thief, p, 1, true)
-	require.Error(t, err)
-	g, err := bootpolicy.NewFloor(tpm.NVPolicyFloor, thief.Public())
-	require.NoError(t, err)
-	b, err := g.Approve(thief, p, 1, true)
-	require.NoError(t, err)
-	require.ErrorIs(t, f.Write(t.Context(), dev, b), bootpolicy.ErrNotSatisfied)
-	require.Error(t, g.Write(t.Context(), dev, b), "the TPM's index has the authority's policy")
-	_, err = tpm2.NVWrite{AuthHandle: tpm2.AuthHandle{Handle: tpm.NVPolicyFloor, Auth: tpm2.PasswordAuth(nil)},
-		NVIndex: tpm.NVPolicyFloor, Data: tpm2.TPM2BMaxNVBuffer{Buffer: make([]byte, 42)}}.Execute(dev)
-	require.Error(t, err, "no write by password")
+	each(t, func(t *testing.T, dev transport.TPM, _ func()) {
+		authority, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		require.NoError(t, err)
+		thief, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		require.NoError(t, err)
+		f, err := bootpolicy.NewFloor(tpm.NVPolicyFloor, authority.Public())
+		require.NoError(t, err)
+		require.NoError(t, f.Define(t.Context(), dev, nil))
+		p := literal(t, map[int][]byte{11: after("v1")})
+		_, err = f.Approve(thief, p, 1, true)
+		require.Error(t, err)
+		g, err := bootpolicy.NewFloor(tpm.NVPolicyFloor, thief.Public())
+		require.NoError(t, err)
+		b, err := g.Approve(thief, p, 1, true)
+		require.NoError(t, err)
+		require.ErrorIs(t, f.Write(t.Context(), dev, b), bootpolicy.ErrNotSatisfied)
+		require.Error(t, g.Write(t.Context(), dev, b), "the TPM's index has the authority's policy")
+		_, err = tpm2.NVWrite{AuthHandle: tpm2.AuthHandle{Handle: tpm.NVPolicyFloor, Auth: tpm2.PasswordAuth(nil)},
+			NVIndex: tpm.NVPolicyFloor, Data: tpm2.TPM2BMaxNVBuffer{Buffer: make([]byte, 42)}}.Execute(dev)
+		require.Error(t, err, "no write by password")
 
-	good, err := f.Approve(authority, p, 1, true)
-	require.NoError(t, err)
-	evil := bytes.Replace(good, []byte(`"policyVersion":1`), []byte(`"policyVersion":9`), 1)
-	require.ErrorIs(t, f.Write(t.Context(), dev, evil), bootpolicy.ErrNotSatisfied)
-	for name, b := range map[string][]byte{"empty": nil, "unknown field": []byte(`{"version":1,"force":true}`), "other version": []byte(`{"version":2}`), "large": make([]byte, 9000)} {
-		require.Error(t, f.Write(t.Context(), dev, b), name)
-	}
-	_, err = f.Approve(authority, p, 0, true)
-	require.Error(t, err)
+		good, err := f.Approve(authority, p, 1, true)
+		require.NoError(t, err)
+		evil := bytes.Replace(good, []byte(`"policyVersion":1`), []byte(`"policyVersion":9`), 1)
+		require.ErrorIs(t, f.Write(t.Context(), dev, evil), bootpolicy.ErrNotSatisfied)
+		for name, b := range map[string][]byte{"empty": nil, "unknown field": []byte(`{"version":1,"force":true}`), "other version": []byte(`{"version":2}`), "large": make([]byte, 9000)} {
+			require.Error(t, f.Write(t.Context(), dev, b), name)
+		}
+		_, err = f.Approve(authority, p, 0, true)
+		require.Error(t, err)
+	})
 }
 
 func TestOrMixesKindsAndRecoversFromAFailedBranch(t *testing.T) {
-	dev, _ := newTPM(t)
-	authority, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	f, err := bootpolicy.NewFloor(tpm.NVPolicyFloor, authority.Public())
-	require.NoError(t, err)
-	require.NoError(t, f.Define(t.Context(), dev, nil))
-	v1 := literal(t, map[int][]byte{11: after("v1")})
-	byNV, err := f.AuthorizeNV(v1)
-	require.NoError(t, err)
-	js, err := bootpolicy.SignPCRs(authority, crypto.SHA256, map[int][]byte{11: after("v1")})
-	require.NoError(t, err)
-	bySig, err := bootpolicy.Signed(authority.Public(), js)
-	require.NoError(t, err)
-	p, err := bootpolicy.Or(byNV, bySig)
-	require.NoError(t, err)
-	extendPCR(t, dev, 11, "v1")
-	require.NoError(t, satisfy(t, dev, p), "the first branch fails after it changed the session")
+	each(t, func(t *testing.T, dev transport.TPM, _ func()) {
+		authority, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		require.NoError(t, err)
+		f, err := bootpolicy.NewFloor(tpm.NVPolicyFloor, authority.Public())
+		require.NoError(t, err)
+		require.NoError(t, f.Define(t.Context(), dev, nil))
+		v1 := literal(t, map[int][]byte{11: after("v1")})
+		byNV, err := f.AuthorizeNV(v1)
+		require.NoError(t, err)
+		js, err := bootpolicy.SignPCRs(authority, crypto.SHA256, map[int][]byte{11: after("v1")})
+		require.NoError(t, err)
+		bySig, err := bootpolicy.Signed(authority.Public(), js)
+		require.NoError(t, err)
+		p, err := bootpolicy.Or(byNV, bySig)
+		require.NoError(t, err)
+		extendPCR(t, dev, 11, "v1")
+		require.NoError(t, satisfy(t, dev, p), "the first branch fails after it changed the session")
+	})
 }
 
 func TestSignedValuesNameThePCRsAndMustBeThoseSigned(t *testing.T) {

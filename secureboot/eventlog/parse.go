@@ -203,22 +203,22 @@ func (l *Log) check(e *event, o Options, extended, locality *bool) error {
 // header reads the TCG_EfiSpecIDEvent (PFP section 10.4.5.1).
 func (l *Log) header(e *event) error {
 	if e.pcr != 0 || !allZero(l.raw[e.digests:e.digests+20]) {
-		return errors.New("Spec ID event is not PCR 0 with a zero digest")
+		return errors.New("the Spec ID event is not PCR 0 with a zero digest")
 	}
 	d := l.dataOf(e)
 	if len(d) < 29 {
-		return fmt.Errorf("Spec ID event: %w", ErrTruncated)
+		return fmt.Errorf("the Spec ID event: %w", ErrTruncated)
 	}
 	if minor, major, uintn := d[20], d[21], d[23]; major != 2 || uintn != 1 && uintn != 2 {
-		return fmt.Errorf("Spec ID version %d.%d with uintn size %d is not supported", major, minor, uintn)
+		return fmt.Errorf("the Spec ID version %d.%d with uintn size %d is not supported", major, minor, uintn)
 	}
 	n := binary.LittleEndian.Uint32(d[24:])
 	if n == 0 || n > maxBanks {
-		return fmt.Errorf("Spec ID event names %d algorithms, limit %d", n, maxBanks)
+		return fmt.Errorf("the Spec ID event names %d algorithms, limit %d", n, maxBanks)
 	}
 	d = d[28:]
 	if len(d) < 4*int(n)+1 {
-		return fmt.Errorf("Spec ID event: %w", ErrTruncated)
+		return fmt.Errorf("the Spec ID event: %w", ErrTruncated)
 	}
 	for i := range int(n) {
 		b := bank{alg: binary.LittleEndian.Uint16(d), size: int(binary.LittleEndian.Uint16(d[2:]))}

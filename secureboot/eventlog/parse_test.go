@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trusttree/trusttree/internal/testenv"
 	"github.com/trusttree/trusttree/secureboot/eventlog"
 	"github.com/trusttree/trusttree/secureboot/internal/logtest"
 )
@@ -87,8 +88,13 @@ func TestAnyChangedByteIsRefusedOrChangesNothingClaimed(t *testing.T) {
 	}
 	want, err := facts(log)
 	require.NoError(t, err)
+	masks := []byte{1, 0x80, 0xFF}
 	for i := range log {
-		for _, mask := range []byte{1, 0x80, 0xFF} {
+		some := masks[i%3 : i%3+1]
+		if testenv.Long() {
+			some = masks
+		}
+		for _, mask := range some {
 			changed := bytes.Clone(log)
 			changed[i] ^= mask
 			got, err := facts(changed)
