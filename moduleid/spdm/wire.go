@@ -167,13 +167,6 @@ func (r *reader) u24() int {
 	return 0
 }
 
-func (r *reader) u32() uint32 {
-	if p := r.bytes(4); p != nil {
-		return le.Uint32(p)
-	}
-	return 0
-}
-
 // end reports a message that was too short, or has bytes left.
 func (r *reader) end() error {
 	if r.bad {
