@@ -78,8 +78,7 @@ func (c *cache) wait(ctx context.Context, timeout <-chan time.Time) error {
 // acquire returns the instance of a tenant with a reference, opening it if
 // need be.
 func (c *cache) acquire(ctx context.Context, uid UID, open func(context.Context) (*instance, error)) (*slot, error) {
-	timer := time.NewTimer(busyWait)
-	defer timer.Stop()
+	var timeout <-chan time.Time
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
@@ -102,7 +101,12 @@ func (c *cache) acquire(ctx context.Context, uid UID, open func(context.Context)
 			c.evict(c.idle.Front().Value.(*slot))
 			continue
 		}
-		if err := c.wait(ctx, timer.C); err != nil {
+		if timeout == nil {
+			timer := time.NewTimer(busyWait)
+			defer timer.Stop()
+			timeout = timer.C
+		}
+		if err := c.wait(ctx, timeout); err != nil {
 			return nil, err
 		}
 	}

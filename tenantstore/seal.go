@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"github.com/trusttree/trusttree/tenantstore/engine"
 	"github.com/trusttree/trusttree/tenantstore/internal/xaes"
@@ -73,7 +74,12 @@ type sealer struct {
 	audit   cipher.AEAD
 	names   []byte
 	prefix  []byte // of the associated data
+
+	mu     sync.Mutex
+	spaces map[string][]byte // of collections in use; at most maxSpaces
 }
+
+const maxSpaces = 256
 
 func newSealer(s secret, store UID, ref engine.Ref) (*sealer, error) {
 	lasting := engine.Ref{UID: ref.UID} // names and audit outlive generations, and names the store: backups keep them
@@ -102,6 +108,21 @@ func newSealer(s secret, store UID, ref engine.Ref) (*sealer, error) {
 	return z, nil
 }
 
+// collection is space(kindRecord, name), remembered.
+func (z *sealer) collection(name string) []byte {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	sp, ok := z.spaces[name]
+	if !ok {
+		if len(z.spaces) >= maxSpaces || z.spaces == nil {
+			z.spaces = map[string][]byte{}
+		}
+		sp = z.space(kindRecord, name)
+		z.spaces[name] = sp
+	}
+	return sp
+}
+
 // space is the engine-key prefix of a collection, or of a series in one.
 func (z *sealer) space(kind byte, names ...string) []byte {
 	m := hmac.New(sha256.New, z.names)
@@ -112,7 +133,7 @@ func (z *sealer) space(kind byte, names ...string) []byte {
 		_, _ = m.Write(l[:])
 		_, _ = m.Write([]byte(n))
 	}
-	return m.Sum([]byte{kind})[:spaceSize]
+	return m.Sum([]byte{kind})[:spaceSize:spaceSize]
 }
 
 func (z *sealer) aad(ek []byte) []byte {

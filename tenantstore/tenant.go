@@ -138,7 +138,7 @@ func (c *Collection) Scan(ctx context.Context, r Range) iter.Seq2[Record, error]
 	return func(yield func(Record, error) bool) {
 		left := r.Limit
 		err := c.t.pages(ctx, "scan", c.name, func(in *instance) ([]byte, []byte, error) {
-			from, to := r.bounds(in.seal.space(kindRecord, c.name))
+			from, to := r.bounds(in.seal.collection(c.name))
 			return from, to, nil
 		}, r.Reverse, func(kv engine.KV, version uint64, value []byte) bool {
 			ok := yield(Record{Key: kv.Key[spaceSize:], Value: value, Version: version}, nil)

@@ -70,7 +70,7 @@ func (x *Tx) recordKey(collection string, key []byte) ([]byte, error) {
 	if len(key) == 0 || len(key) > maxRecordKey {
 		return nil, fmt.Errorf("%w: key of %d bytes, want 1 to %d", ErrInvalid, len(key), maxRecordKey)
 	}
-	return append(x.in.seal.space(kindRecord, collection), key...), x.spend()
+	return append(x.in.seal.collection(collection), key...), x.spend()
 }
 
 func (x *Tx) value(value []byte) error {
@@ -158,7 +158,7 @@ func (x *Tx) Scan(collection string, r Range) iter.Seq2[Record, error] {
 			yield(Record{}, err)
 			return
 		}
-		space := x.in.seal.space(kindRecord, collection)
+		space := x.in.seal.collection(collection)
 		from, to := r.bounds(space)
 		limit := r.Limit
 		if limit <= 0 {
