@@ -19,7 +19,8 @@ for p in $packages; do
 		printf 'package uses\n\nimport _ "github.com/trusttree/trusttree/%s"\n' "$p" >uses.go
 		go get -t "github.com/trusttree/trusttree/$p@v0.1.0" 2>/dev/null
 		go build ./...
-		go test -count=1 -run '^Example' "github.com/trusttree/trusttree/$p"
+		go test -count=1 -run '^Example' "github.com/trusttree/trusttree/$p" | tee out.txt
+		! grep -q 'no tests to run' out.txt || { echo "$p has no Example that runs"; exit 1; }
 		for other in $packages; do
 			[ "$other" = "$p" ] || ! go list -deps . | grep -q "^github.com/trusttree/trusttree/$other\$" ||
 				{ echo "$p brings $other"; exit 1; }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"filippo.io/age"
@@ -36,20 +37,40 @@ func (n *node) ship(ctx context.Context, s stream) {
 		_ = n.lost("telemetry "+s.Name, err)
 		return
 	}
-	tick := time.NewTicker(s.Every.duration())
-	defer tick.Stop()
+	fresh := make(chan struct{}, 1) // something was spooled since the last delivery
+	var wg sync.WaitGroup
+	wg.Go(func() { n.gather(ctx, dir, s, recipient, fresh) })
+	defer wg.Wait()
 	proven := false
 	for {
-		if err := n.spool(dir, s, recipient); err != nil {
-			_ = n.lost("telemetry "+s.Name, err)
-		}
-		switch err := n.deliver(ctx, dir); {
+		err := n.deliver(ctx, dir)
+		switch {
 		case err == nil && !proven:
-			proven = true
 			n.prove("telemetry "+s.Name, "stored by its tenant's instance, acknowledged")
 		case err != nil && ctx.Err() == nil:
-			proven = false
 			_ = n.lost("telemetry "+s.Name, err)
+		}
+		proven = err == nil
+		select {
+		case <-ctx.Done():
+			return
+		case <-fresh:
+		}
+	}
+}
+
+// gather spools a record whenever it is time, whether or not the cloud can be
+// reached.
+func (n *node) gather(ctx context.Context, dir string, s stream, to age.Recipient, fresh chan<- struct{}) {
+	tick := time.NewTicker(s.Every.duration())
+	defer tick.Stop()
+	for {
+		if err := n.spool(dir, s, to); err != nil {
+			_ = n.lost("telemetry "+s.Name, err)
+		}
+		select {
+		case fresh <- struct{}{}:
+		default:
 		}
 		select {
 		case <-ctx.Done():
