@@ -230,3 +230,7 @@ func restoreDir(t testing.TB, dir string, files map[string][]byte) {
 }
 
 func sha256Hex(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
+
+func downFrom(version string) func(*manifest.Release) {
+	return func(r *manifest.Release) { r.DowngradeFrom = []string{version} }
+}
