@@ -6,6 +6,10 @@
 // NewVerifier for appraisal. The messages between them are plain structs with
 // Parse and Marshal; who carries them is the application's choice.
 //
+// Package quote is the verifier's core alone, registry the stores, ca an issuer
+// over any crypto.Signer, ear the export of results as signed tokens, devid the
+// TCG's initial keys and their certificate request.
+//
 // # What it implements
 //
 // TPM 2.0 Library Specification: credential activation (part 1, section 24),
@@ -42,7 +46,9 @@
 // firmware measures before this code runs. A TPM with several certified
 // endorsement keys has several possible names: admit nodes by a list or a token
 // (RegistrarConfig.Admit, Endorsers.Allowed), not by maker alone. What a node
-// read before it was revoked stays read.
+// read before it was revoked stays read. The maker's own attestation key (IAK)
+// is not used for quotes: its template's policy guards credential activation, so
+// the key here has the same attributes without that policy.
 //
 // # Compatibility
 //

@@ -102,6 +102,7 @@ const (
 	maxID           = 64
 	maxBodies       = 32
 	maxMediaType    = 128
+	maxBodyBytes    = 11 << 20 // of all bodies together: as text they fit MaxEvidence
 	maxTPM          = 1 << 10
 	nonceSize       = 32
 )
@@ -272,7 +273,7 @@ func (f *fields) bodies(list []Body) {
 		last = b.MediaType
 		total += len(b.Data)
 	}
-	if total > MaxEvidence/4*3 {
-		f.fail("bodies of %d bytes together, limit %d", total, MaxEvidence/4*3)
+	if total > maxBodyBytes {
+		f.fail("bodies of %d bytes together, limit %d", total, maxBodyBytes)
 	}
 }

@@ -131,6 +131,14 @@ func TestMessagesAreStrict(t *testing.T) {
 	ev.Bodies = []attest.Body{{MediaType: "a/a"}, {MediaType: "a/a"}}
 	_, err = attest.Marshal(&ev)
 	require.ErrorIs(t, err, attest.ErrMalformed, "body twice")
+	ev.Bodies = []attest.Body{{MediaType: "a/a", Data: make([]byte, 11<<20)}}
+	big, err := attest.Marshal(&ev)
+	require.NoError(t, err)
+	_, err = attest.Parse[attest.Evidence](big)
+	require.NoError(t, err, "the largest evidence that can be made can be read")
+	ev.Bodies[0].Data = append(ev.Bodies[0].Data, 0)
+	_, err = attest.Marshal(&ev)
+	require.ErrorIs(t, err, attest.ErrMalformed, "bodies too large")
 	_, err = attest.Parse[attest.Challenge](make([]byte, attest.MaxMessage+1))
 	require.ErrorIs(t, err, attest.ErrMalformed)
 	_, err = attest.Parse[attest.Evidence](make([]byte, attest.MaxEvidence+1))
