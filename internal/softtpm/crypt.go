@@ -98,7 +98,7 @@ func (t *TPM) random(n int) []byte {
 	return b
 }
 
-// child returns a stream seeded from the TPM's source.
+// stream returns a stream seeded from the TPM's source.
 func (t *TPM) stream() io.Reader { return newStream(t.random(48)) }
 
 // lengthPrefixed reads a big-endian length-prefixed value without a reader.

@@ -139,7 +139,7 @@ func (c *curve) multiply(k *ecdsa.PrivateKey, px, py []byte) (x, y []byte, ok bo
 	return nil, nil, false
 }
 
-// signECDSA returns r and s at full length.
+// sign returns r and s at full length.
 func (c *curve) sign(k *ecdsa.PrivateKey, hashed []byte) (r, s []byte, ok bool) {
 	der, err := ecdsa.SignASN1(rand.Reader, k, hashed)
 	if err != nil {

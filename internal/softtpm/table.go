@@ -172,5 +172,5 @@ func init() {
 	}
 }
 
-// list of handles.
+// hs is a list of handles.
 func hs(s ...handleSpec) []handleSpec { return s }
