@@ -46,7 +46,14 @@ type Result struct {
 // image, the kernel did not start, or a task failed.
 var ErrNoResult = errors.New("testvm: boot ended without a result")
 
+// ErrRefused says that the firmware did not accept the image's signature. It
+// comes with ErrNoResult.
+var ErrRefused = errors.New("testvm: firmware refused the image")
+
 const resultFile = "result.txt"
+
+// refusal is what OVMF prints before it falls into its shell, which never ends.
+const refusal = "Access Denied"
 
 // Tools are the programs that a VM needs, with their Debian packages.
 var tools = [][2]string{{"qemu-system-x86_64", "qemu-system-x86"}, {"swtpm", "swtpm"}, {"swtpm_setup", "swtpm-tools"}, {"sbsign", "sbsigntool"},
@@ -214,8 +221,28 @@ func (v *VM) qemu(ctx context.Context) (console []byte, err error) {
 	machine := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	var stderr bytes.Buffer
 	machine.Stderr = &stderr
-	err = machine.Run()
+	_ = os.Remove(p("console.log"))
+	if err := machine.Start(); err != nil {
+		return nil, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- machine.Wait() }()
+	refused := false
+	for running := true; running; {
+		select {
+		case err = <-ended:
+			running = false
+		case <-time.After(500 * time.Millisecond):
+			if b, _ := os.ReadFile(p("console.log")); !refused && bytes.Contains(b, []byte(refusal)) {
+				refused = true
+				_ = machine.Process.Kill()
+			}
+		}
+	}
 	console, _ = os.ReadFile(p("console.log"))
+	if refused {
+		return console, ErrRefused
+	}
 	if err != nil {
 		return console, fmt.Errorf("qemu: %w: %s", err, stderr.Bytes())
 	}
