@@ -12,7 +12,7 @@ import (
 )
 
 // batchSize is how many bytes of TLS records one system call takes at most.
-const batchSize = 128 << 10
+const batchSize = 68 << 10 // four records with their headers
 
 // Bounds on what is read before a peer is authenticated (threat: floods).
 const (

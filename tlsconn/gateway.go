@@ -202,10 +202,20 @@ func (g *Gateway) DialContext(ctx context.Context, node ID, network, address str
 	return nil, &RefusedError{Code: CodeUnreachable, Side: AtGateway, Peer: node, Target: tg.String(), Reason: "the node has no attested tunnel here"}
 }
 
+// drainSpacing lies between two nodes that are sent elsewhere, so that a fleet
+// does not knock at the next gateway all at once.
+const drainSpacing = time.Millisecond
+
 // Shutdown drains: it asks every node to open no more flows here, waits until
 // the live ones have ended or ctx ends, and closes.
 func (g *Gateway) Shutdown(ctx context.Context) error {
-	g.e.each(func(t *tunnel) { t.drain() })
+	g.e.each(func(t *tunnel) {
+		t.drain()
+		select {
+		case <-time.After(drainSpacing):
+		case <-ctx.Done():
+		}
+	})
 	err := g.e.drained(ctx)
 	if err == nil {
 		var wg sync.WaitGroup

@@ -11,8 +11,8 @@ import (
 )
 
 // relayBuffer is the size of a busy copy buffer in bytes.
-// It fills two frames of the multiplexer, which are four TLS records each.
-const relayBuffer = 2 * mux.MaxPayload
+// It fills one frame of the multiplexer, which is four TLS records.
+const relayBuffer = mux.MaxPayload
 
 // idleBuffer is what a direction holds that moves little, and quietReads after
 // how many small reads it counts as such.
