@@ -2,6 +2,7 @@ package spdm
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"math/big"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -160,6 +162,40 @@ func fuzzResponder(t testing.TB) (*Responder, moduleid.Challenge) {
 		Measurements: []moduleid.Measurement{{Index: 1, Kind: "firmware", Value: []byte("v1")}}})
 	require.NoError(t, err)
 	return r, moduleid.NewChallenge("node", "bay")
+}
+
+// A server with the reference emulator's socket protocol.
+func TestEmulatorSocketCarriesAProof(t *testing.T) {
+	r, c := fuzzResponder(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			_, err = emuRead(conn, emuHello)
+		}
+		if err == nil {
+			err = emuWrite(conn, emuHello, []byte("Server Hello!\x00"))
+		}
+		if err == nil {
+			err = r.serve(ctx, conn, emuFraming{})
+		}
+		done <- err
+	}()
+	tr, err := DialEmulator(t.Context(), l.Addr().String())
+	require.NoError(t, err)
+	chip, err := NewRequester(tr, Config{Scheme: Scheme{Measurements: true}})
+	require.NoError(t, err)
+	e, err := chip.Prove(t.Context(), c)
+	require.NoError(t, err)
+	_, err = Scheme{Measurements: true}.Check(c, e)
+	require.NoError(t, err)
+	require.NoError(t, chip.Close())
+	cancel()
+	require.NoError(t, <-done)
 }
 
 func FuzzResponder(f *testing.F) {

@@ -1,0 +1,4 @@
+package atecc
+
+// Compress is the reverse of what Compressed does, for the tests.
+var Compress = compress
