@@ -75,17 +75,41 @@ func (v *Volume) openPart(p *part) (source, error) {
 
 // OpenFile opens a file for reading. Close it: a volume with open files can't
 // be locked.
-func (v *Volume) OpenFile(name string) (_ *File, err error) {
+func (v *Volume) OpenFile(name string) (opened *File, err error) {
 	defer boundary("open "+name, &err)
-	f, err := v.openFile(name)
+	err = v.again(func() error {
+		f, err := v.openFile(name)
+		if err == nil {
+			err = f.decrypt()
+		}
+		opened = f
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
+	return opened, nil
+}
+
+// again repeats what a rotation that ended meanwhile made fail: the file is
+// under the new key then.
+func (v *Volume) again(f func() error) error {
+	for try := 0; ; try++ {
+		err := f()
+		if !errors.Is(err, ErrLocked) || v.usable() != nil || try == 3 {
+			return err
+		}
+	}
+}
+
+// decrypt makes the file's parts readable, or closes it.
+func (f *File) decrypt() error {
+	v := f.v
 	for i := range f.parts {
 		p := &f.parts[i]
 		size, err := p.file.Size()
 		if err != nil {
-			return nil, errors.Join(err, f.Close())
+			return errors.Join(err, f.Close())
 		}
 		var n int64
 		p.plain, n, err = age.DecryptReaderAt(p.file, size, v.objectKey(p.part))
@@ -93,10 +117,10 @@ func (v *Volume) OpenFile(name string) (_ *File, err error) {
 			err = fmt.Errorf("has %d bytes, the manifest says %d", n, p.Size+p.Pad)
 		}
 		if err != nil {
-			return nil, errors.Join(damaged(p.ID, err), f.Close())
+			return errors.Join(damaged(p.ID, err), f.Close())
 		}
 	}
-	return f, nil
+	return nil
 }
 
 // damaged says that an object does not decrypt; unless it could not be read or
@@ -353,6 +377,14 @@ func (f *File) closeParts() error {
 // ReadFile returns a whole file, or nothing.
 func (v *Volume) ReadFile(name string) (data []byte, err error) {
 	defer boundary("read "+name, &err)
+	err = v.again(func() error {
+		data, err = v.readFile(name)
+		return err
+	})
+	return data, err
+}
+
+func (v *Volume) readFile(name string) ([]byte, error) {
 	f, err := v.openFile(name)
 	if err != nil {
 		return nil, err
@@ -361,7 +393,7 @@ func (v *Volume) ReadFile(name string) (data []byte, err error) {
 	if f.info.size > maxReadFile {
 		return nil, fmt.Errorf("has %d bytes, ReadFile returns at most %d: use OpenFile", f.info.size, int64(maxReadFile))
 	}
-	data = make([]byte, f.info.size)
+	data := make([]byte, f.info.size)
 	rest := data
 	for i := range f.parts {
 		p := &f.parts[i]

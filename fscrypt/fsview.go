@@ -12,7 +12,7 @@ import (
 // FS returns the volume as an io/fs file system for reading. It implements
 // fs.ReadFileFS, fs.StatFS and fs.ReadDirFS.
 func (v *Volume) FS() fs.FS {
-	if v.header.Mode == modeKernel {
+	if v.kernelMode {
 		return v.kernelFS()
 	}
 	return fsView{v}

@@ -266,9 +266,15 @@ func TestKernelKeyGoesWithTheLease(t *testing.T) {
 	require.NoError(t, err)
 	_, err = os.ReadFile(filepath.Join(v.Path(), "f"))
 	require.NoError(t, err)
-	require.Eventually(t, func() bool {
-		_, err := os.ReadFile(filepath.Join(dir, "tree", "f"))
-		return err != nil
-	}, 10*time.Second, 20*time.Millisecond)
+	held, err := os.Open(filepath.Join(v.Path(), "f"))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return v.Status().Locked && v.Status().Kernel.Key == "incompletely removed" }, 10*time.Second, 20*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	var busy *fscrypt.BusyError
+	require.ErrorAs(t, v.Lock(ctx), &busy, "held files keep the key in use")
+	require.NoError(t, held.Close())
 	lock(t, v)
+	_, err = os.ReadFile(filepath.Join(dir, "tree", "f"))
+	require.Error(t, err)
 }

@@ -108,14 +108,24 @@ func openTree(dir string) (*tree, error) {
 	return t, nil
 }
 
-// drop lets go of the directory and takes the key away.
-func (t *tree) drop() (kernel.Removal, error) {
+// leave lets go of the directory, but not of control.
+func (t *tree) leave() error {
+	if t.root == nil {
+		return nil
+	}
 	err := errors.Join(t.dir.Close(), t.root.Close())
-	r, rerr := kernel.RemoveKey(t.control, t.id)
-	return r, errors.Join(err, rerr, t.control.Close())
+	t.dir, t.root = nil, nil
+	return err
 }
 
-func (t *tree) close() error { return errors.Join(t.dir.Close(), t.root.Close(), t.control.Close()) }
+// drop lets go of the directory and takes the key away.
+func (t *tree) drop() error {
+	err := t.leave()
+	_, rerr := kernel.RemoveKey(t.control, t.id)
+	return errors.Join(err, rerr, t.control.Close())
+}
+
+func (t *tree) close() error { return errors.Join(t.leave(), t.control.Close()) }
 
 // formatKernel makes the encrypted directory.
 func (v *Volume) formatKernel(ctx context.Context) (err error) {
@@ -128,8 +138,7 @@ func (v *Volume) formatKernel(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			_, derr := t.drop()
-			err = errors.Join(err, derr, os.RemoveAll(filepath.Join(v.dir, treeDir)))
+			err = errors.Join(err, t.drop(), os.RemoveAll(filepath.Join(v.dir, treeDir)))
 		}
 	}()
 	if err := v.addKey(t); err != nil {
@@ -187,8 +196,7 @@ func (v *Volume) openKernel(context.Context) (err error) {
 	defer func() {
 		if err != nil {
 			if added {
-				_, derr := t.drop()
-				err = errors.Join(err, derr)
+				err = errors.Join(err, t.drop())
 			} else {
 				err = errors.Join(err, t.close())
 			}
@@ -245,7 +253,7 @@ func (v *Volume) setTree(t *tree) {
 // Path returns the encrypted directory of a kernel mode volume: any program
 // may use it while the volume is open. It is empty in portable mode.
 func (v *Volume) Path() string {
-	if v.header.Mode != modeKernel {
+	if !v.kernelMode {
 		return ""
 	}
 	return filepath.Join(v.dir, treeDir)
@@ -257,14 +265,16 @@ func (v *Volume) lockKernel(ctx context.Context) error {
 	if t == nil {
 		return nil
 	}
-	if err := kernel.Sync(t.dir); err != nil {
+	if err := kernel.Sync(t.control); err != nil {
 		return err
 	}
 	// The open directory itself would keep the key in use.
-	if err := errors.Join(t.dir.Close(), t.root.Close()); err != nil {
+	v.mu.Lock()
+	err := t.leave()
+	v.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	v.setTree(nil)
 	for {
 		if _, err := kernel.RemoveKey(t.control, t.id); err != nil {
 			return err
@@ -274,32 +284,34 @@ func (v *Volume) lockKernel(ctx context.Context) error {
 			return err
 		}
 		if state == kernel.Absent {
+			v.setTree(nil)
 			return t.control.Close()
 		}
 		select {
 		case <-ctx.Done():
 			users := kernel.Users(v.Path(), 16)
-			again, err := openTree(v.dir)
-			if err == nil {
-				again.id, again.policy = t.id, t.policy
-				v.setTree(again)
-			}
-			return errors.Join(&BusyError{Open: len(users), Paths: users}, ctx.Err(), err, t.control.Close())
+			return errors.Join(&BusyError{Open: len(users), Paths: users}, ctx.Err())
 		case <-time.After(lockPoll):
 		}
 	}
 }
 
-// dropKernelKey takes the key away without waiting for open files.
+// dropKernelKey takes the key away without waiting for open files: Lock does.
 func (v *Volume) dropKernelKey() {
 	v.mu.Lock()
 	t := v.tree
-	v.tree = nil
-	v.mu.Unlock()
-	if t == nil {
-		return
+	var r kernel.Removal
+	var err error
+	if t != nil {
+		err = t.leave()
+		var rerr error
+		r, rerr = kernel.RemoveKey(t.control, t.id)
+		if err = errors.Join(err, rerr); err == nil && !r.Busy {
+			err = t.control.Close()
+			v.tree = nil
+		}
 	}
-	r, err := t.drop()
+	v.mu.Unlock()
 	if err != nil || r.Busy {
 		v.event(context.Background(), slog.LevelError, "fscrypt.kernel.busy", slog.Any("users", kernel.Users(v.Path(), 16)), slog.Any("error", err))
 	}
@@ -328,7 +340,7 @@ func (v *Volume) kernelStatus() *KernelStatus {
 func (v *Volume) kernelFS() fs.FS {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	if v.tree == nil {
+	if v.tree == nil || v.tree.root == nil {
 		return os.DirFS(os.DevNull)
 	}
 	return v.tree.root.FS()
@@ -336,7 +348,7 @@ func (v *Volume) kernelFS() fs.FS {
 
 // portable refuses what a kernel mode volume does by its directory.
 func (v *Volume) portable() error {
-	if v.header.Mode == modeKernel {
+	if v.kernelMode {
 		return fmt.Errorf("a kernel mode volume is used through its directory %s: %w", v.Path(), ErrUnsupported)
 	}
 	return nil

@@ -19,6 +19,23 @@ func (v *Volume) startLease(l *lease) {
 	v.timer = time.AfterFunc(time.Until(l.until), v.expire)
 }
 
+// changeLease goes over to the lease of the slot that replaced the one which
+// opened the volume; nil ends a lease that no slot needs any more.
+func (v *Volume) changeLease(l *lease) {
+	v.mu.RLock()
+	leased := v.lease != nil
+	v.mu.RUnlock()
+	switch {
+	case leased && l != nil:
+		v.startLease(l)
+	case leased:
+		v.mu.Lock()
+		v.timer.Stop()
+		v.lease = nil
+		v.mu.Unlock()
+	}
+}
+
 func (v *Volume) expire() {
 	v.mu.RLock()
 	over := v.lease != nil && !time.Now().Before(v.lease.until)

@@ -198,6 +198,9 @@ func (v *Volume) Reseal(ctx context.Context, p Protector) (err error) {
 		v.counter = before
 		return err
 	}
+	if old.Type == v.slot {
+		v.changeLease(n.lease)
+	}
 	v.event(ctx, slog.LevelInfo, "fscrypt.resealed", slog.String("slot", slots[0].ID), slog.String("type", slots[0].Type))
 	return v.retire(ctx, []Slot{old}, []Protector{p})
 }

@@ -107,7 +107,7 @@ func (v *Volume) tryslot(ctx context.Context, h *header, s Slot, p Protector, n 
 
 // adopt takes over an authenticated header.
 func (v *Volume) adopt(h *header, priv *private, vk *Secret) (err error) {
-	v.header, v.private = h, priv
+	v.header, v.private, v.kernelMode = h, priv, h.Mode == modeKernel
 	v.keys = map[uint64]*Secret{h.Epoch: vk}
 	for _, o := range priv.Old {
 		if v.keys[o.Epoch], err = NewSecret(slices.Clone(o.Key)); err != nil {
@@ -142,7 +142,7 @@ func (v *Volume) load(ctx context.Context, repair bool) error {
 	if err := v.verifyFresh(ctx); err != nil {
 		return err
 	}
-	if v.header.Mode == modeKernel {
+	if v.kernelMode {
 		if err := v.openKernel(ctx); err != nil {
 			return err
 		}

@@ -36,13 +36,14 @@ type remoteData struct {
 // Wrap implements Protector. The service mints half of what guards the secret;
 // the other half is in the slot.
 func (r *Remote) Wrap(ctx context.Context, secret *Secret, b Binding) (Slot, error) {
-	share, _, err := r.ask(ctx, wire.OpMint, b)
+	share, until, err := r.ask(ctx, wire.OpMint, b)
 	if err != nil {
 		return Slot{}, err
 	}
 	defer share.Erase()
 	if b.notes != nil {
 		b.notes.undos = append(b.notes.undos, func(ctx context.Context) error { return r.retire(ctx, Slot{}, b) })
+		b.notes.lease = r.leased(until, b)
 	}
 	if err := share.xor(secret); err != nil {
 		return Slot{}, err
@@ -83,12 +84,16 @@ func (r *Remote) Unwrap(ctx context.Context, s Slot, b Binding) (*Secret, error)
 		return nil, err
 	}
 	if b.notes != nil {
-		b.notes.lease = &lease{until: until, renew: func(ctx context.Context) (time.Time, error) {
-			_, until, err := r.ask(ctx, wire.OpRenew, b)
-			return until, err
-		}}
+		b.notes.lease = r.leased(until, b)
 	}
 	return share, nil
+}
+
+func (r *Remote) leased(until time.Time, b Binding) *lease {
+	return &lease{until: until, renew: func(ctx context.Context) (time.Time, error) {
+		_, until, err := r.ask(ctx, wire.OpRenew, b)
+		return until, err
+	}}
 }
 
 // retire implements retirer: the service drops the share of a slot that is no

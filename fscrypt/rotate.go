@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"time"
 
 	"filippo.io/age"
 )
@@ -17,10 +18,16 @@ import (
 // knew the old key, or can open a removed slot, reads nothing that the disk
 // holds afterwards. The volume stays in use meanwhile.
 //
-// Rotate can be cut off at any step. Status.Rotating then says so after the
+// Rotate waits for writers that began before it. It can be cut off at any step. Status.Rotating then says so after the
 // next Open, and Rotate without protectors goes on where it ended.
 func (v *Volume) Rotate(ctx context.Context, protectors ...Protector) (err error) {
 	defer boundary("rotate "+v.dir, &err)
+	select {
+	case v.rotating <- struct{}{}:
+		defer func() { <-v.rotating }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	if len(protectors) > 0 {
 		if err := v.newEpoch(ctx, protectors); err != nil {
 			return err
@@ -32,7 +39,15 @@ func (v *Volume) Rotate(ctx context.Context, protectors ...Protector) (err error
 			return err
 		}
 		if len(left) == 0 {
-			return v.endRotation(ctx)
+			done, err := v.endRotation(ctx)
+			if done || err != nil {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(writersPoll):
+			}
 		}
 		for i, name := range left {
 			if err := ctx.Err(); err != nil {
@@ -47,6 +62,10 @@ func (v *Volume) Rotate(ctx context.Context, protectors ...Protector) (err error
 		}
 	}
 }
+
+// writersPoll is how long Rotate waits before it looks again whether writers
+// under old keys are done.
+const writersPoll = 10 * time.Millisecond
 
 // newEpoch puts a new volume key in force. Old ones stay in the encrypted part
 // of the header until no file needs them.
@@ -89,6 +108,7 @@ func (v *Volume) newEpoch(ctx context.Context, protectors []Protector) (err erro
 		return err
 	}
 	v.given = protectors
+	v.changeLease(n.lease)
 	v.event(ctx, slog.LevelInfo, "fscrypt.rotating", slog.Uint64("epoch", epoch+1))
 	return v.retire(ctx, old, protectors)
 }
@@ -190,26 +210,28 @@ func (v *Volume) copyPart(p *partReader) (part, error) {
 	return o.part, err
 }
 
-// endRotation forgets the old volume keys.
-func (v *Volume) endRotation(ctx context.Context) error {
+// endRotation forgets the old volume keys, unless somebody still writes, or
+// meanwhile wrote, under one.
+func (v *Volume) endRotation(ctx context.Context) (done bool, err error) {
 	v.wmu.Lock()
 	defer v.wmu.Unlock()
-	if err := v.usable(); err != nil {
-		return err
+	left, err := v.stale()
+	if err != nil || len(left) > 0 || v.oldWriters() {
+		return false, err
 	}
 	if len(v.private.Old) == 0 {
-		return nil
+		return true, nil
 	}
 	p := *v.private
 	p.Old = nil
 	old := v.private.Old
 	if v.num.epoch != v.header.Epoch {
 		if err := v.rewriteLog(v.m.gen, v.header.Epoch); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if err := v.commitHeader(&p, func(*header) {}); err != nil {
-		return err
+		return false, err
 	}
 	v.mu.Lock()
 	for _, o := range old {
@@ -219,5 +241,34 @@ func (v *Volume) endRotation(ctx context.Context) error {
 	}
 	v.mu.Unlock()
 	v.event(ctx, slog.LevelInfo, "fscrypt.rotated", slog.Uint64("epoch", v.header.Epoch))
-	return v.checkpoint(ctx)
+	return true, v.checkpoint(ctx)
+}
+
+// beginWrite counts a writer under the current volume key.
+func (v *Volume) beginWrite() (epoch uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	epoch = v.header.Epoch
+	v.writers[epoch]++
+	return epoch
+}
+
+func (v *Volume) endWrite(epoch uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.writers[epoch]--; v.writers[epoch] == 0 {
+		delete(v.writers, epoch)
+	}
+}
+
+// oldWriters reports whether somebody writes under an old volume key.
+func (v *Volume) oldWriters() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	for epoch := range v.writers {
+		if epoch != v.header.Epoch {
+			return true
+		}
+	}
+	return false
 }

@@ -21,8 +21,10 @@ func (v *Volume) Append(name string) (_ *Writer, err error) {
 	if err := v.hold(name); err != nil {
 		return nil, err
 	}
+	epoch := v.beginWrite()
 	defer func() {
 		if err != nil {
+			v.endWrite(epoch)
 			v.unhold(name)
 		}
 	}()
@@ -39,7 +41,7 @@ func (v *Volume) Append(name string) (_ *Writer, err error) {
 	if err != nil {
 		return nil, errors.Join(err, v.discard(o))
 	}
-	return &Writer{v: v, name: name, o: o, segment: true}, nil
+	return &Writer{v: v, name: name, o: o, segment: true, epoch: epoch}, nil
 }
 
 // addSegment notes that a segment is being written.

@@ -84,7 +84,7 @@ func (v *Volume) Status() Status {
 	if v.lease != nil {
 		s.LeaseUntil = v.lease.until
 	}
-	if v.header.Mode == modeKernel {
+	if v.kernelMode {
 		s.Kernel = v.kernelStatus()
 	}
 	return s

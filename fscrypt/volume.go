@@ -63,6 +63,8 @@ type Volume struct {
 	disk   disk.FS
 	logger *slog.Logger
 
+	rotating chan struct{} // full while Rotate runs
+
 	wmu sync.Mutex // held by whoever changes the log or the header
 	log *journal.Log
 	num logFile
@@ -71,10 +73,14 @@ type Volume struct {
 	header  *header
 	private *private
 	stable  *Secret
-	tree    *tree              // of a kernel mode volume
+	tree    *tree // of a kernel mode volume
+
+	kernelMode bool // never changes
+
 	keys    map[uint64]*Secret // volume keys by epoch
 	m       *manifest
 	open    map[string]int // open files and writers by name
+	writers map[uint64]int // by the volume key they write under
 	locked  error          // why the volume is closed, nil while it is open
 	lease   *lease
 	timer   *time.Timer
@@ -152,7 +158,7 @@ func Open(ctx context.Context, dir string, cfg Config, protectors ...Protector) 
 }
 
 func newVolume(dir string, d disk.FS, cfg Config, protectors []Protector) *Volume {
-	v := &Volume{dir: dir, disk: d, logger: cfg.Logger, open: map[string]int{}, keys: map[uint64]*Secret{}, cache: newChunkCache(cfg.CacheBytes), given: protectors, progress: cfg.Progress, pad: cfg.PadSizes, maxLogged: maxLogged}
+	v := &Volume{dir: dir, disk: d, logger: cfg.Logger, open: map[string]int{}, writers: map[uint64]int{}, rotating: make(chan struct{}, 1), keys: map[uint64]*Secret{}, cache: newChunkCache(cfg.CacheBytes), given: protectors, progress: cfg.Progress, pad: cfg.PadSizes, maxLogged: maxLogged}
 	if v.logger == nil {
 		v.logger = slog.New(slog.DiscardHandler)
 	}
@@ -180,6 +186,7 @@ func createOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors
 		return nil, err
 	}
 	v.header.Generation = 1
+	v.kernelMode = mode == modeKernel
 	vk := randomSecret()
 	v.keys[v.header.Epoch] = vk
 	stable := randomSecret()
@@ -218,6 +225,9 @@ func createOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors
 	if err := closeLatches(n, v.latch); err != nil {
 		return nil, errors.Join(err, v.dropCounter(ctx))
 	}
+	if n.lease != nil {
+		v.startLease(n.lease)
+	}
 	v.event(ctx, slog.LevelInfo, "fscrypt.created")
 	return v, nil
 }
@@ -231,7 +241,7 @@ func (v *Volume) format(ctx context.Context) (err error) {
 	v.m = newManifest()
 	v.m.gen, v.m.head = 1, 1
 	v.num = logFile{num: 1, epoch: v.header.Epoch}
-	if v.header.Mode == modeKernel {
+	if v.kernelMode {
 		if err := v.formatKernel(ctx); err != nil {
 			return err
 		}
@@ -339,8 +349,11 @@ func (v *Volume) usable() error {
 }
 
 func (v *Volume) event(ctx context.Context, level slog.Level, event string, attrs ...slog.Attr) {
-	if v.header != nil {
-		attrs = append(attrs, slog.String("volume", v.header.UUID), slog.String("label", v.header.Label))
+	v.mu.RLock()
+	h := v.header
+	v.mu.RUnlock()
+	if h != nil {
+		attrs = append(attrs, slog.String("volume", h.UUID), slog.String("label", h.Label))
 	}
 	v.logger.LogAttrs(ctx, level, event, append(attrs, slog.String("event", event))...)
 }
@@ -367,7 +380,7 @@ func (v *Volume) Lock(ctx context.Context) (err error) {
 		busy.Paths = busy.Paths[:min(len(busy.Paths), 16)]
 		return &busy
 	}
-	if v.header.Mode == modeKernel {
+	if v.kernelMode {
 		if err := v.lockKernel(ctx); err != nil {
 			return err
 		}

@@ -63,12 +63,12 @@ func (s *sink) sync() error {
 
 func (v *Volume) newObject() (*object, error) {
 	v.mu.RLock()
-	epoch, vk := v.header.Epoch, v.keys[v.header.Epoch]
+	epoch, uuid, vk := v.header.Epoch, v.header.UUID, v.keys[v.header.Epoch]
 	v.mu.RUnlock()
 	o := &object{part: part{ID: newObjectID(), Epoch: epoch}}
 	o.sink = &sink{disk: v.disk, id: o.part.ID}
 	var err error
-	if o.age, err = age.Encrypt(o.sink, objectKey{vk, v.header.UUID, o.part.ID}); err != nil {
+	if o.age, err = age.Encrypt(o.sink, objectKey{vk, uuid, o.part.ID}); err != nil {
 		return nil, errors.Join(err, v.discard(o))
 	}
 	return o, nil
@@ -116,7 +116,8 @@ type Writer struct {
 	o    *object // nil once closed
 	err  error
 
-	segment bool // of Append
+	segment bool   // of Append
+	epoch   uint64 // counted in Volume.writers
 }
 
 // Create starts a new version of a file; directories need not be made. What
@@ -126,12 +127,14 @@ func (v *Volume) Create(name string) (_ *Writer, err error) {
 	if err := v.hold(name); err != nil {
 		return nil, err
 	}
+	epoch := v.beginWrite()
 	o, err := v.newObject()
 	if err != nil {
+		v.endWrite(epoch)
 		v.unhold(name)
 		return nil, err
 	}
-	return &Writer{v: v, name: name, o: o}, nil
+	return &Writer{v: v, name: name, o: o, epoch: epoch}, nil
 }
 
 // hold counts a writer of name as open.
@@ -192,6 +195,7 @@ func (w *Writer) Close() (err error) {
 	o := w.o
 	w.o = nil
 	defer w.v.unhold(w.name)
+	defer w.v.endWrite(w.epoch)
 	id := o.part.ID
 	if err := w.v.finish(o); err != nil {
 		return err
@@ -210,6 +214,7 @@ func (w *Writer) Abort() error {
 	o := w.o
 	w.o = nil
 	defer w.v.unhold(w.name)
+	defer w.v.endWrite(w.epoch)
 	if w.segment && w.v.usable() == nil {
 		return errors.Join(w.v.endSegment(w.name, o.part.ID, nil), w.v.discard(o))
 	}

@@ -46,7 +46,7 @@ func fileFlags(a *app, f *flag.FlagSet) {
 }
 
 func create(ctx context.Context, a *app) error {
-	ps, err := a.guard.protectors(ctx, true)
+	ps, err := a.guard.protectors()
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func create(ctx context.Context, a *app) error {
 }
 
 func unlock(ctx context.Context, a *app) error {
-	ps, err := a.guard.protectors(ctx, false)
+	ps, err := a.guard.protectors()
 	if err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func status(ctx context.Context, a *app) error {
 }
 
 func addProtector(ctx context.Context, a *app) error {
-	ps, err := a.renewed.protectors(ctx, true)
+	ps, err := a.renewed.protectors()
 	if err != nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func removeProtector(ctx context.Context, a *app) error {
 }
 
 func reseal(ctx context.Context, a *app) error {
-	ps, err := a.renewed.protectors(ctx, true)
+	ps, err := a.renewed.protectors()
 	if err != nil {
 		return err
 	}
@@ -194,11 +194,11 @@ func rotate(ctx context.Context, a *app) error {
 	var renewed []fscrypt.Protector
 	if a.renewed.tpm != "" || a.renewed.passphrase != "" || a.renewed.recipients != "" {
 		var err error
-		if renewed, err = a.renewed.protectors(ctx, true); err != nil {
+		if renewed, err = a.renewed.protectors(); err != nil {
 			return err
 		}
 	}
-	ps, err := a.guard.protectors(ctx, false)
+	ps, err := a.guard.protectors()
 	if err != nil {
 		return err
 	}
@@ -280,7 +280,7 @@ func destroy(ctx context.Context, a *app) error {
 	if !a.yes {
 		return wire.Usage("destroy makes the volume unreadable for good: say -yes")
 	}
-	ps, err := a.guard.protectors(ctx, false)
+	ps, err := a.guard.protectors()
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto"
 	"crypto/x509"
 	"encoding/hex"
@@ -32,6 +31,7 @@ type guard struct {
 	pin, passphrase          string
 	recipients, identityFile string
 	classic, noLatch         bool
+	workFactor               int
 
 	device transport.TPMCloser
 }
@@ -46,6 +46,7 @@ func (g *guard) flags(f *flag.FlagSet, prefix string) {
 	f.StringVar(&g.after, prefix+"after", "", "`latches`, in hexadecimal, of volumes opened earlier in each boot")
 	f.StringVar(&g.pin, prefix+"pin-file", "", "`file` with the TPM slot's PIN")
 	f.StringVar(&g.passphrase, prefix+"passphrase-file", "", "`file` with a passphrase")
+	f.IntVar(&g.workFactor, prefix+"work-factor", 0, "binary `logarithm` of scrypt's cost for a new passphrase slot; 0 means 17, which takes 128 MiB")
 	f.StringVar(&g.recipients, prefix+"recipient", "", "age `recipients` of a recovery slot, separated by commas")
 	f.StringVar(&g.identityFile, prefix+"identity", "", "`file` with age identities that open a recovery slot")
 	f.BoolVar(&g.classic, prefix+"insecure-classic-recipients", false, "admit recipients that are not post-quantum")
@@ -79,11 +80,10 @@ func (g *guard) close() error {
 	return g.device.Close()
 }
 
-// protectors makes what the flags name; making says that slots are to be made,
-// not opened.
-func (g *guard) protectors(_ context.Context, making bool) (ps []fscrypt.Protector, err error) {
+// protectors makes what the flags name.
+func (g *guard) protectors() (ps []fscrypt.Protector, err error) {
 	if g.tpm != "" {
-		p, err := g.tpmProtector(making)
+		p, err := g.tpmProtector()
 		if err != nil {
 			return nil, err
 		}
@@ -94,7 +94,7 @@ func (g *guard) protectors(_ context.Context, making bool) (ps []fscrypt.Protect
 		if err != nil {
 			return nil, err
 		}
-		ps = append(ps, &fscrypt.Passphrase{Passphrase: text})
+		ps = append(ps, &fscrypt.Passphrase{Passphrase: text, WorkFactor: g.workFactor})
 	}
 	if g.recipients != "" || g.identityFile != "" {
 		r := &fscrypt.Recovery{InsecureClassicRecipients: g.classic}
@@ -120,7 +120,7 @@ func (g *guard) protectors(_ context.Context, making bool) (ps []fscrypt.Protect
 	return ps, nil
 }
 
-func (g *guard) tpmProtector(making bool) (_ *fscrypt.TPM, err error) {
+func (g *guard) tpmProtector() (_ *fscrypt.TPM, err error) {
 	if path, ok := strings.CutPrefix(g.tpm, "unix:"); ok {
 		g.device, err = linuxudstpm.Open(path)
 	} else {

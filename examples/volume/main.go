@@ -158,7 +158,7 @@ func (a *app) config() fscrypt.Config {
 
 // with opens the volume for a command and locks it afterwards.
 func (a *app) with(ctx context.Context, f func(*fscrypt.Volume) error) error {
-	ps, err := a.guard.protectors(ctx, false)
+	ps, err := a.guard.protectors()
 	if err != nil {
 		return err
 	}
