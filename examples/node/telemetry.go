@@ -43,14 +43,15 @@ func (n *node) ship(ctx context.Context, s stream) {
 	defer wg.Wait()
 	proven := false
 	for {
-		err := n.deliver(ctx, dir)
+		sent, err := n.deliver(ctx, dir)
 		switch {
-		case err == nil && !proven:
+		case err == nil && sent > 0 && !proven:
+			proven = true
 			n.prove("telemetry "+s.Name, "stored by its tenant's instance, acknowledged")
 		case err != nil && ctx.Err() == nil:
+			proven = false
 			_ = n.lost("telemetry "+s.Name, err)
 		}
-		proven = err == nil
 		select {
 		case <-ctx.Done():
 			return
@@ -106,17 +107,18 @@ func (n *node) spool(dir string, s stream, to age.Recipient) error {
 	return writeFile(filepath.Join(dir, batch.ID+".age"), sealed.Bytes())
 }
 
-// deliver sends what is in the spool, oldest first.
-func (n *node) deliver(ctx context.Context, dir string) error {
+// deliver sends what is in the spool, oldest first, and returns how many batches
+// the cloud acknowledged.
+func (n *node) deliver(ctx context.Context, dir string) (sent int, err error) {
 	names, err := filepath.Glob(filepath.Join(dir, "*.age"))
 	if err != nil {
-		return err
+		return sent, err
 	}
 	slices.Sort(names)
 	for len(names) > maxSpool {
 		n.log.Warn("spool is full, oldest batch dropped", "event", "spool.dropped", "file", filepath.Base(names[0]))
 		if err := os.Remove(names[0]); err != nil {
-			return err
+			return sent, err
 		}
 		names = names[1:]
 	}
@@ -124,28 +126,29 @@ func (n *node) deliver(ctx context.Context, dir string) error {
 	for _, name := range names {
 		sealed, err := wire.ReadCapped(name, wire.MaxBatch)
 		if err != nil {
-			return err
+			return sent, err
 		}
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+wire.ServiceIngest+"/v1/ingest", bytes.NewReader(sealed))
 		if err != nil {
-			return err
+			return sent, err
 		}
 		req.Header.Set("Content-Type", "application/age")
 		rsp, err := client.Do(req)
 		if err != nil {
-			return err
+			return sent, err
 		}
 		answer, err := wire.ReadAll(rsp.Body, 4096, "answer")
 		rsp.Body.Close()
 		if err != nil {
-			return err
+			return sent, err
 		}
 		if rsp.StatusCode != http.StatusNoContent {
-			return fmt.Errorf("ingest: %s: %s", rsp.Status, strings.TrimSpace(string(answer)))
+			return sent, fmt.Errorf("ingest: %s: %s", rsp.Status, strings.TrimSpace(string(answer)))
 		}
 		if err := os.Remove(name); err != nil {
-			return err
+			return sent, err
 		}
+		sent++
 	}
-	return nil
+	return sent, nil
 }
