@@ -15,7 +15,7 @@ fuzz() {
 		(cd "$dir" && go test -c -fuzz=Fuzz -o "$bin/fuzz.test" .)
 		for target in $targets; do
 			(cd "$dir" && "$bin/fuzz.test" -test.run='^$' -test.fuzz="^$target\$" -test.fuzztime="${seconds}s" \
-				-test.fuzzcachedir="$bin/cache" -test.parallel=2 >"$bin/out" 2>&1) ||
+				-test.fuzzminimizetime=20x -test.fuzzcachedir="$bin/cache" -test.parallel=2 >"$bin/out" 2>&1) ||
 				{ cat "$bin/out"; echo "fuzz target $target in $dir failed"; return 1; }
 			printf '%s %s: %s\n' "${dir#"$PWD"/}" "$target" "$(grep -E '^fuzz: elapsed' "$bin/out" | tail -n 1)"
 		done
