@@ -28,7 +28,7 @@ type Policy struct {
 
 	Components []Component       // reference values; see Component
 	SecureBoot *SecureBootPolicy // nil: Secure Boot is reported, not judged
-	IMA        *IMAPolicy        // nil: PCR 10 must be in Replay or Ignore
+	IMA        *IMAPolicy        // nil: PCR 10 must be in Ignore, unless it was never extended
 
 	MaxFailedAttempts int // boot options that may have returned before the good one started
 }
