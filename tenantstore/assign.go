@@ -140,6 +140,7 @@ func (a Assignments) check() error {
 
 // verifiedAssignments is what verifyAssignments alone returns.
 type verifiedAssignments struct {
+	signed  []byte // the document
 	serial  uint64
 	expires time.Time
 	grants  map[[2]string]Grant // by subject and stream
@@ -170,7 +171,7 @@ func verifyAssignments(signed []byte, owners []crypto.PublicKey, store string) (
 	if a.Store != store {
 		return nil, fmt.Errorf("%w: assignments are for store %q, this is %q", ErrDenied, clip(a.Store), store)
 	}
-	v := &verifiedAssignments{serial: a.Serial, expires: a.Expires, grants: make(map[[2]string]Grant, len(a.Grants))}
+	v := &verifiedAssignments{signed: signed, serial: a.Serial, expires: a.Expires, grants: make(map[[2]string]Grant, len(a.Grants))}
 	for _, g := range a.Grants {
 		v.grants[[2]string{g.Subject, g.Stream}] = g
 	}

@@ -22,6 +22,7 @@ type instance struct {
 
 	mu      sync.Mutex
 	checked time.Time // when the key provider last unwrapped the key
+	seen    time.Time // when the catalogue was last asked, where it is shared
 	dirty   bool      // the session has written
 	anchor  []byte    // that the catalogue remembers
 }

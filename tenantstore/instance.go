@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/trusttree/trusttree/tenantstore/engine"
 )
@@ -87,7 +88,7 @@ func (s *Store) openInstance(ctx context.Context, e entry, sec secret) (*instanc
 		return nil, err
 	}
 	defer clear(fileKey)
-	in := &instance{uid: e.UID, id: e.ID, entry: e, limits: newLimiter(e.Quota.or(s.cfg.Quota)), checked: s.cfg.Clock(),
+	in := &instance{uid: e.UID, id: e.ID, entry: e, limits: newLimiter(e.Quota.or(s.cfg.Quota)), checked: s.cfg.Clock(), seen: time.Now(),
 		closer: s.closeInstance}
 	if in.seal, err = newSealer(sec, s.uid, e.ref()); err != nil {
 		return nil, err
@@ -122,16 +123,29 @@ func (t *Tenant) use(ctx context.Context, f func(*instance) error) error {
 	if t.p.local {
 		return f(t.s.sys)
 	}
-	sl, err := t.s.cache.acquire(ctx, t.uid, t.open)
-	if err != nil {
-		return err
+	for {
+		sl, err := t.s.cache.acquire(ctx, t.uid, t.open)
+		if err != nil {
+			return err
+		}
+		same, err := t.s.current(ctx, sl.in)
+		if err == nil && same {
+			defer t.s.cache.release(sl)
+			if err := t.s.freshKey(ctx, sl.in); err != nil {
+				return err
+			}
+			return f(sl.in)
+		}
+		t.s.cache.release(sl)
+		if err != nil {
+			return err
+		}
+		unblock, err := t.s.cache.block(ctx, t.uid) // another process changed it: open it anew
+		if err != nil {
+			return err
+		}
+		unblock()
 	}
-	in := sl.in
-	defer t.s.cache.release(sl)
-	if err := t.s.freshKey(ctx, in); err != nil {
-		return err
-	}
-	return f(in)
 }
 
 func (t *Tenant) open(ctx context.Context) (*instance, error) {

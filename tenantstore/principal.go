@@ -59,6 +59,9 @@ func (s *Store) Authenticate(ctx context.Context, chain []*x509.Certificate, str
 
 func (s *Store) authenticate(ctx context.Context, chain []*x509.Certificate, stream string) (Principal, error) {
 	p := Principal{stream: clip(stream)}
+	if err := s.refresh(ctx); err != nil {
+		return p, err
+	}
 	if len(chain) == 0 || len(chain) > 10 || chain[0] == nil {
 		return p, errors.New("no client certificate")
 	}

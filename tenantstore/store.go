@@ -53,6 +53,12 @@ type Config struct {
 	// System names the engine of the system instance when the store is new.
 	// Empty means "embedded".
 	System string
+	// Instance names this process among several that share the system instance
+	// on a shared engine, each with a Dir of its own and a copy of store.json.
+	// Its audit log is a log of its own, NAME/audit/INSTANCE, and so is its
+	// audit key. Two processes must not use one name, and their tenants belong
+	// on shared engines.
+	Instance string
 	// Quota is for what a tenant's own leaves at zero.
 	Quota Quota
 	// MaxOpen is how many instances are open at once; 0 means 256. Each takes
@@ -96,6 +102,8 @@ type Store struct {
 	assigned    atomic.Pointer[verifiedAssignments]
 	cache       *cache
 	lastVersion atomic.Uint64
+	shared      bool         // other processes use the system instance too
+	polled      atomic.Int64 // when refresh last asked, in nanoseconds
 	closed      atomic.Bool
 }
 
@@ -150,6 +158,9 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err := s.loadAssignments(ctx); err != nil {
 		return nil, err
 	}
+	if s.shared {
+		return s, nil // see Recover
+	}
 	return s, s.recover(ctx)
 }
 
@@ -184,6 +195,11 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("%w: Config.Owners is empty: nobody could assign tenants", ErrInvalid)
 	case c.Roots == nil:
 		return fmt.Errorf("%w: Config.Roots is nil: nobody could authenticate", ErrInvalid)
+	}
+	if c.Instance != "" {
+		if err := checkName(c.Instance); err != nil {
+			return err
+		}
 	}
 	return checkName(c.Name)
 }
@@ -263,9 +279,13 @@ func (s *Store) useSystem(ctx context.Context, boot bootstrap) error {
 	if err != nil {
 		return fmt.Errorf("system instance: %w", err)
 	}
-	s.sys = sys
+	s.sys, s.shared = sys, s.engines[e.Engine].Engine.Shared()
 	lasting := engine.Ref{UID: e.UID}
-	seed, err := subkey(sec.lasting(), "audit signer", s.uid, lasting)
+	purpose := "audit signer"
+	if s.cfg.Instance != "" {
+		purpose += " " + s.cfg.Instance
+	}
+	seed, err := subkey(sec.lasting(), purpose, s.uid, lasting)
 	if err != nil {
 		return err
 	}
@@ -284,6 +304,9 @@ func (s *Store) useSystem(ctx context.Context, boot bootstrap) error {
 
 func (s *Store) makeSigner(key ed25519.PrivateKey) (note.Verifier, error) {
 	name := s.cfg.Name + "/audit"
+	if s.cfg.Instance != "" {
+		name += "/" + s.cfg.Instance
+	}
 	pub := key.Public().(ed25519.PublicKey)
 	h := sha256.Sum256(append([]byte(name+"\n\x01"), pub...))
 	s.signer = &noteSigner{name: name, hash: binary.BigEndian.Uint32(h[:]), key: key}

@@ -52,6 +52,9 @@ func (t *Tenant) UID() UID { return t.uid }
 
 // with checks, counts and runs one use of the instance.
 func (t *Tenant) with(ctx context.Context, action, collection string, roles []Role, f func(*instance) error) error {
+	if err := t.s.refresh(ctx); err != nil {
+		return err
+	}
 	if err := t.s.may(t.p, t.id, roles...); err != nil {
 		return t.s.deny(ctx, t.p, action, err)
 	}

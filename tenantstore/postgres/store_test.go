@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/big"
@@ -28,15 +29,21 @@ import (
 	"github.com/trusttree/trusttree/tenantstore/postgres"
 )
 
-// store opens a store with a PostgreSQL engine in region "eu" and returns it
-// with its operator and a service of the tenant "acme".
-func store(t *testing.T, e *postgres.Engine, system string) (s *tenantstore.Store, op, svc tenantstore.Principal) {
-	ctx := t.Context()
+// site is what the processes of one store have in common.
+type site struct {
+	owner ed25519.PrivateKey
+	roots *x509.CertPool
+	keys  tenantstore.KeyProvider
+	cert  func(cn string) []*x509.Certificate
+}
+
+func newSite(t *testing.T) *site {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, NotBefore: time.Now().Add(-time.Hour),
 		NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	cert := func(cn string) []*x509.Certificate {
+	w := &site{roots: x509.NewCertPool()}
+	w.cert = func(cn string) []*x509.Certificate {
 		x := tmpl
 		if cn != "root" {
 			x = &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: cn}, NotBefore: tmpl.NotBefore, NotAfter: tmpl.NotAfter,
@@ -48,26 +55,102 @@ func store(t *testing.T, e *postgres.Engine, system string) (s *tenantstore.Stor
 		require.NoError(t, err)
 		return []*x509.Certificate{c}
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(cert("root")[0])
-	public, owner, _ := ed25519.GenerateKey(nil)
-	k, err := keys.OpenDir(ctx, filepath.Join(t.TempDir(), "keys"), nil)
+	w.roots.AddCert(w.cert("root")[0])
+	_, w.owner, err = ed25519.GenerateKey(nil)
 	require.NoError(t, err)
-	s, err = tenantstore.Open(ctx, tenantstore.Config{Dir: t.TempDir(), Keys: k, Owners: []crypto.PublicKey{public}, Roots: roots, Region: "eu", System: system,
-		Placement: []tenantstore.Placement{{Region: "eu", Engine: e}}})
+	w.keys, err = keys.OpenDir(t.Context(), filepath.Join(t.TempDir(), "keys"), nil)
+	require.NoError(t, err)
+	return w
+}
+
+func (w *site) open(t *testing.T, e *postgres.Engine, dir, instance string) *tenantstore.Store {
+	s, err := tenantstore.Open(t.Context(), tenantstore.Config{Dir: dir, Keys: w.keys, Owners: []crypto.PublicKey{w.owner.Public()}, Roots: w.roots,
+		Region: "eu", System: e.Name(), Instance: instance, Placement: []tenantstore.Placement{{Region: "eu", Engine: e}}})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close(context.Background()) })
-	signed, err := tenantstore.SignAssignments(tenantstore.Assignments{Store: "trusttree", Serial: 1, Expires: time.Now().Add(time.Hour), Grants: []tenantstore.Grant{
+	return s
+}
+
+func (w *site) assign(t *testing.T, s *tenantstore.Store, serial uint64, roles ...tenantstore.Role) {
+	signed, err := tenantstore.SignAssignments(tenantstore.Assignments{Store: "trusttree", Serial: serial, Expires: time.Now().Add(time.Hour), Grants: []tenantstore.Grant{
 		{Subject: "operator", Roles: []tenantstore.Role{tenantstore.RoleControl}},
-		{Subject: "service", Tenant: "acme", Roles: []tenantstore.Role{tenantstore.RoleRead, tenantstore.RoleWrite, tenantstore.RoleAdmin}},
-	}}, owner)
+		{Subject: "service", Tenant: "acme", Roles: roles},
+	}}, w.owner)
 	require.NoError(t, err)
-	require.NoError(t, s.Assign(ctx, signed))
-	op, err = s.Authenticate(ctx, cert("operator"), "")
+	require.NoError(t, s.Assign(t.Context(), signed))
+}
+
+func (w *site) principal(t *testing.T, s *tenantstore.Store, cn string) tenantstore.Principal {
+	p, err := s.Authenticate(t.Context(), w.cert(cn), "")
 	require.NoError(t, err)
-	svc, err = s.Authenticate(ctx, cert("service"), "")
+	return p
+}
+
+// TestTwoProcessesShareAStore has two stores on one system instance: what one
+// changes the other follows within a second, and each has a log of its own.
+func TestTwoProcessesShareAStore(t *testing.T) {
+	c, ctx := server(t), t.Context()
+	e, err := postgres.New(ctx, postgres.Config{Admin: c.admin, Schemas: true})
 	require.NoError(t, err)
-	return s, op, svc
+	defer e.Close()
+	defer func() {
+		refs, err := e.List(ctx)
+		require.NoError(t, err)
+		for _, r := range refs {
+			require.NoError(t, e.Destroy(ctx, r))
+		}
+	}()
+	w := newSite(t)
+	dirs := []string{t.TempDir(), t.TempDir()}
+	one := w.open(t, e, dirs[0], "one")
+	w.assign(t, one, 1, tenantstore.RoleRead, tenantstore.RoleWrite)
+	boot, err := os.ReadFile(filepath.Join(dirs[0], "store.json"))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dirs[1], "store.json"), boot, 0o600))
+	two := w.open(t, e, dirs[1], "two")
+	assert.NotEqual(t, one.AuditKey(), two.AuditKey())
+
+	op := w.principal(t, one, "operator")
+	_, err = one.Create(ctx, op, tenantstore.Spec{ID: "acme", Engine: e.Name()})
+	require.NoError(t, err)
+	var cols []*tenantstore.Collection
+	for _, s := range []*tenantstore.Store{one, two} {
+		a, err := s.Tenant(ctx, w.principal(t, s, "service"))
+		require.NoError(t, err)
+		cols = append(cols, a.Collection("c"))
+	}
+	v, err := cols[0].PutIf(ctx, []byte("k"), []byte("one"), 0)
+	require.NoError(t, err)
+	_, err = cols[1].PutIf(ctx, []byte("k"), []byte("two"), v)
+	require.NoError(t, err)
+	_, err = cols[0].PutIf(ctx, []byte("k"), []byte("late"), v)
+	require.ErrorIs(t, err, tenantstore.ErrConflict)
+
+	// The old generation takes no write of the other process any more, and
+	// what it goes on to write is in the new one.
+	require.NoError(t, one.RotateKey(ctx, op, "acme"))
+	require.Eventually(t, func() bool {
+		_, err := cols[1].Put(ctx, []byte("after"), []byte("two"))
+		return err == nil
+	}, 10*time.Second, 50*time.Millisecond)
+	r, err := cols[0].Get(ctx, []byte("after"))
+	require.NoError(t, err)
+	assert.Equal(t, "two", string(r.Value))
+
+	require.NoError(t, one.Suspend(ctx, op, "acme"))
+	require.Eventually(t, func() bool {
+		_, err := cols[1].Get(ctx, []byte("k"))
+		return errors.Is(err, tenantstore.ErrTenantClosed)
+	}, 10*time.Second, 50*time.Millisecond)
+	require.NoError(t, two.Resume(ctx, w.principal(t, two, "operator"), "acme"))
+	w.assign(t, two, 2, tenantstore.RoleRead)
+	require.Eventually(t, func() bool {
+		_, err := cols[0].Put(ctx, []byte("k"), nil)
+		return errors.Is(err, tenantstore.ErrDenied)
+	}, 10*time.Second, 50*time.Millisecond)
+	require.NoError(t, one.Recover(ctx, op))
+	require.NoError(t, one.Close(ctx))
+	require.NoError(t, two.Close(ctx))
 }
 
 // TestStoreMovesBetweenEngines creates a tenant on the embedded engine, outgrows
@@ -77,7 +160,10 @@ func TestStoreMovesBetweenEngines(t *testing.T) {
 	e, err := postgres.New(ctx, postgres.Config{Admin: c.admin})
 	require.NoError(t, err)
 	defer e.Close()
-	s, op, svc := store(t, e, "postgres")
+	w := newSite(t)
+	s := w.open(t, e, t.TempDir(), "")
+	w.assign(t, s, 1, tenantstore.RoleRead, tenantstore.RoleWrite, tenantstore.RoleAdmin)
+	op, svc := w.principal(t, s, "operator"), w.principal(t, s, "service")
 	defer func() {
 		require.NoError(t, s.Close(ctx))
 		refs, err := e.List(ctx)
