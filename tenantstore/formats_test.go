@@ -20,7 +20,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trusttree/trusttree/tenantstore"
-	"github.com/trusttree/trusttree/tenantstore/engine"
 	"github.com/trusttree/trusttree/tenantstore/keys"
 )
 
@@ -248,16 +247,6 @@ func FuzzRestore(f *testing.F) {
 		_, err = s.Restore(context.Background(), op, &enc, "", id)
 		if err == nil && !bytes.Equal(b, plain) {
 			t.Fatal("restored what was not backed up")
-		}
-	})
-}
-
-func FuzzParseRef(f *testing.F) {
-	f.Add(engine.Ref{UID: [16]byte{1}, Generation: 2}.String())
-	f.Add("../x")
-	f.Fuzz(func(t *testing.T, s string) {
-		if r, err := engine.ParseRef(s); err == nil && r.String() != s {
-			t.Fatalf("%q is not %q", s, r)
 		}
 	})
 }

@@ -14,7 +14,7 @@ go test -count=1 -race -timeout 60m -run 'Stress|Stale|TestKillAtEveryStep' ./te
 echo "== PostgreSQL, pgbouncer, keys"
 go test -count=1 -timeout 30m ./tenantstore/... ./examples/tenants
 echo "== fuzz targets, $fuzztime each"
-for pkg in . ./keys ./internal/auditlog; do
+for pkg in . ./engine ./keys ./internal/auditlog; do
   for target in $(go test -list '^Fuzz' "./tenantstore/$pkg" | grep '^Fuzz'); do
     echo "-- $pkg $target"
     go test -run '^$' -fuzz "^$target\$" -fuzztime "$fuzztime" "./tenantstore/$pkg" | tail -n 1
