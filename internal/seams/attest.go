@@ -22,10 +22,12 @@ var tiers = map[secureboot.Status]attest.Status{
 	secureboot.Warning: attest.StatusWarning, secureboot.Contraindicated: attest.StatusContraindicated,
 }
 
-// BootAppraiser makes secureboot's verdict part of the Attestation Result.
-func BootAppraiser(p *secureboot.Policy, logType string) attest.Appraiser {
+// BootAppraiser makes secureboot's verdict part of the Attestation Result. The
+// types are the media types of the bodies with the logs; a body that is not
+// there is an absent log.
+func BootAppraiser(p *secureboot.Policy, eventLog, imaLog, userspaceLog string) attest.Appraiser {
 	return func(_ context.Context, in attest.Input) attest.Opinion {
-		r := p.Appraise(secureboot.Evidence{Bank: in.Bank, PCRs: in.PCRs, EventLog: in.Bodies[logType]}, in.Now)
+		r := p.Appraise(secureboot.Evidence{Bank: in.Bank, PCRs: in.PCRs, EventLog: in.Bodies[eventLog], IMALog: in.Bodies[imaLog], UserspaceLog: in.Bodies[userspaceLog]}, in.Now)
 		op := attest.Opinion{Status: tiers[r.Status]}
 		for _, f := range r.Findings {
 			op.Reasons = append(op.Reasons, attest.Reason{Code: "boot." + string(f.Code), Detail: f.Detail})
