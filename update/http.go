@@ -95,6 +95,7 @@ type httpSource struct {
 
 	mu    sync.Mutex
 	etags map[string]string // URL → ETag of files that were opened from the start
+	first int               // mirror to ask first: not one that was slow
 }
 
 func (s *httpSource) checkRedirect(req *http.Request, via []*http.Request) error {
@@ -119,7 +120,11 @@ func (s *httpSource) checkRedirect(req *http.Request, via []*http.Request) error
 func (s *httpSource) Open(ctx context.Context, name string, off, n int64) (io.ReadCloser, error) {
 	var last error
 	absent := 0
-	for _, base := range s.bases {
+	s.mu.Lock()
+	first := s.first
+	s.mu.Unlock()
+	for i := range s.bases {
+		base := s.bases[(first+i)%len(s.bases)]
 		u := *base
 		u.Path, u.RawPath = "", ""
 		full := u.String() + strings.TrimSuffix(base.EscapedPath(), "/") + "/" + escapePath(name)
@@ -213,14 +218,27 @@ func (s *httpSource) get(ctx context.Context, full string, off, n int64) (io.Rea
 	if rsp.StatusCode == http.StatusOK && off > 0 {
 		// The server ignores ranges: what is not wanted passes by, at the
 		// same minimum rate.
-		p := newPaced(ctx, cancel, rsp.Body, full, s.cfg.MinRate, s.cfg.Window)
+		p := newPaced(ctx, s.passOver(cancel), rsp.Body, full, s.cfg.MinRate, s.cfg.Window)
 		if _, err := io.CopyN(io.Discard, p, off); err != nil {
 			_ = p.Close()
 			return nil, refuseErr(ErrServer, full, fmt.Errorf("ends before byte %d: %w", off, err))
 		}
 		return p, nil
 	}
-	return newPaced(ctx, cancel, rsp.Body, full, s.cfg.MinRate, s.cfg.Window), nil
+	return newPaced(ctx, s.passOver(cancel), rsp.Body, full, s.cfg.MinRate, s.cfg.Window), nil
+}
+
+// passOver makes the next request begin at another mirror when this one was
+// too slow.
+func (s *httpSource) passOver(cancel context.CancelCauseFunc) context.CancelCauseFunc {
+	return func(cause error) {
+		if errors.Is(cause, ErrSlow) {
+			s.mu.Lock()
+			s.first = (s.first + 1) % len(s.bases)
+			s.mu.Unlock()
+		}
+		cancel(cause)
+	}
 }
 
 func (s *httpSource) check(rsp *http.Response, full string, off int64, ranged bool) error {

@@ -174,3 +174,33 @@ func TestD12DeadlineIsHonoured(t *testing.T) {
 	_, err := readSource(ctx, src, "x", 0)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
+
+func TestSlowMirrorIsPassedOver(t *testing.T) {
+	data := image("x", 4000)
+	good := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(string(data)))
+	}))
+	defer good.Close()
+	f := newForge(t)
+	f.publish(obj{"targets": obj{"x": f.addTarget("x", data)}})
+	src := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, string(data[:10]))
+		w.(http.Flusher).Flush()
+		select {
+		case <-r.Context().Done():
+		case <-time.After(5 * time.Second):
+		}
+	}, func(c *update.HTTPConfig) {
+		c.URLs = append(c.URLs, good.URL)
+		c.MinRate, c.Window = 1000, 300*time.Millisecond
+	})
+	c := newTUF(t, f)
+	require.NoError(t, c.refresh())
+	tgt, err := c.Target(t.Context(), "x")
+	require.NoError(t, err)
+	c.cfg.Images = src
+	c.reopen(t)
+	var out strings.Builder
+	require.NoError(t, c.Download(t.Context(), tgt, &out))
+	assert.Equal(t, string(data), out.String())
+}
