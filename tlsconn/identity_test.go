@@ -83,8 +83,7 @@ func newTPMSigner(t *testing.T, dev transport.TPM) *tpmSigner {
 
 func TestStolenNodeKeyCannotLeaveItsTPM(t *testing.T) {
 	dev, _ := tpmtest.New(t)
-	var r *rig
-	r = newRig(t, []tlsconn.Rule{serviceRule("echo")}, func(r *rig) {
+	r := newRig(t, []tlsconn.Rule{serviceRule("echo")}, func(r *rig) {
 		s := newTPMSigner(t, dev)
 		i, err := tlsconn.NewIdentity(tls.Certificate{Certificate: [][]byte{r.ca.issue(nodeName, s.Public()).Raw}, PrivateKey: s})
 		require.NoError(t, err)

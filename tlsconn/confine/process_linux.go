@@ -17,7 +17,7 @@ const firstNetworkABI = 4
 func process(ports []uint16) error {
 	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, landlockVersionFlag)
 	if errno != 0 || abi < firstNetworkABI {
-		return errors.Join(ErrUnsupported, fmt.Errorf("Landlock ABI %d: %w", int(abi), errno))
+		return errors.Join(ErrUnsupported, fmt.Errorf("landlock ABI %d: %w", int(abi), errno))
 	}
 	cfg, err := landlock.NewConfig(landlock.AccessNetSet(1 << 1)) // LANDLOCK_ACCESS_NET_CONNECT_TCP
 	if err != nil {
