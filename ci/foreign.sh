@@ -9,8 +9,10 @@ trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 mkdir "$work/src"
 git archive HEAD | tar -x -C "$work/src"
 "$1" -dir "$work/src" -version v0.1.0 -out "$work/proxy"
-upstream=$(go env GOPROXY)
-export GOPROXY="file://$work/proxy,$upstream" GONOSUMDB=github.com/trusttree/trusttree GOFLAGS=-mod=mod
+# A module cache of its own, so that v0.1.0 is this tree and not an earlier one;
+# everything else comes from the cache that is there.
+upstream="file://$(go env GOMODCACHE)/cache/download,$(go env GOPROXY)"
+export GOMODCACHE="$work/modcache" GOPROXY="file://$work/proxy,$upstream" GONOSUMDB=github.com/trusttree/trusttree GOFLAGS=-mod=mod
 for p in $packages; do
 	mkdir "$work/$p"
 	(
