@@ -3,14 +3,13 @@ package eventlog
 import (
 	"bytes"
 	"crypto"
-	"crypto/sha1"
-	"crypto/sha256"
-	"crypto/sha512"
 	"errors"
 	"fmt"
 	"iter"
 	"slices"
 	"strings"
+
+	"github.com/trusttree/trusttree/secureboot/internal/hashing"
 )
 
 // ErrNoBank says that a log has no digests of the bank that was asked for.
@@ -130,27 +129,9 @@ func (r *registers) extend(pcr int, digest []byte) {
 	s := r.state[pcr][:r.size]
 	copy(buf[:], s)
 	copy(buf[r.size:], digest)
-	sum(r.hash, s, buf[:2*r.size])
+	hashing.Sum(r.hash, s, buf[:2*r.size])
 	r.used[pcr]++
 	r.note(pcr)
-}
-
-// sum writes the hash of b to out without allocating.
-func sum(h crypto.Hash, out, b []byte) {
-	switch h {
-	case crypto.SHA1:
-		d := sha1.Sum(b)
-		copy(out, d[:])
-	case crypto.SHA256:
-		d := sha256.Sum256(b)
-		copy(out, d[:])
-	case crypto.SHA384:
-		d := sha512.Sum384(b)
-		copy(out, d[:])
-	case crypto.SHA512:
-		d := sha512.Sum512(b)
-		copy(out, d[:])
-	}
 }
 
 func (l *Log) bankOf(h crypto.Hash) int {

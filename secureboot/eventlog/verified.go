@@ -8,6 +8,8 @@ import (
 	"iter"
 	"strconv"
 	"unicode/utf16"
+
+	"github.com/trusttree/trusttree/secureboot/internal/hashing"
 )
 
 // Binding says what of an event's data its digest vouches for.
@@ -135,7 +137,7 @@ func (v *Verified) index() {
 		}
 	}
 	for i, sep := range separators {
-		sum(v.bank, v.seps[i][:], binary.LittleEndian.AppendUint32(make([]byte, 0, 4), sep))
+		hashing.Sum(v.bank, v.seps[i][:], binary.LittleEndian.AppendUint32(make([]byte, 0, 4), sep))
 	}
 	each(func(pcr uint32, _ ref) { count[pcr+1]++ })
 	for i := 1; i < len(count); i++ {
@@ -230,7 +232,7 @@ func (e VerifiedEvent) IsDigestOf(data []byte) bool { return e.is(data) }
 func (e VerifiedEvent) is(data []byte) bool {
 	var buf [64]byte
 	d := buf[:len(e.Digest)]
-	sum(e.v.bank, d, data)
+	hashing.Sum(e.v.bank, d, data)
 	return bytes.Equal(d, e.Digest)
 }
 

@@ -4,13 +4,13 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/sha1"
-	"crypto/sha256"
-	"crypto/sha512"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
 	"strings"
+
+	"github.com/trusttree/trusttree/secureboot/internal/hashing"
 )
 
 // Errors of Verify and Resume.
@@ -181,7 +181,7 @@ func (w *walker) step(i int) error {
 		}
 		copy(padded[:], logged)
 		if w.doNative {
-			sum(w.bank, native[:], data)
+			hashing.Sum(w.bank, native[:], data)
 		}
 	}
 	if isAggregate(data) {
@@ -200,7 +200,7 @@ func (w *walker) extend(state *[64]byte, digest []byte) {
 	var buf [128]byte
 	copy(buf[:], state[:w.size])
 	copy(buf[w.size:], digest)
-	sum(w.bank, state[:], buf[:2*w.size])
+	hashing.Sum(w.bank, state[:], buf[:2*w.size])
 }
 
 // oldData is what the "ima" template hashes: the digest, and the name padded.
@@ -259,21 +259,3 @@ func (v *Verified) aggregate(values map[int][]byte) {
 }
 
 var names = map[crypto.Hash]string{crypto.SHA1: "sha1", crypto.SHA256: "sha256", crypto.SHA384: "sha384", crypto.SHA512: "sha512"}
-
-// sum writes the hash of b to out without allocating.
-func sum(h crypto.Hash, out, b []byte) {
-	switch h {
-	case crypto.SHA1:
-		d := sha1.Sum(b)
-		copy(out, d[:])
-	case crypto.SHA256:
-		d := sha256.Sum256(b)
-		copy(out, d[:])
-	case crypto.SHA384:
-		d := sha512.Sum384(b)
-		copy(out, d[:])
-	case crypto.SHA512:
-		d := sha512.Sum512(b)
-		copy(out, d[:])
-	}
-}
