@@ -94,17 +94,5 @@ func showDraft(ctx context.Context, a *app, r *repository.Repository) error {
 }
 
 func publishDraft(ctx context.Context, a *app, args []string) error {
-	a.onRepo()
-	if err := a.parse(args, 0); err != nil {
-		return err
-	}
-	r, err := a.open(ctx)
-	if err != nil {
-		return err
-	}
-	signers, err := readSigners(a.keys)
-	if err != nil {
-		return err
-	}
-	return r.PublishDraft(ctx, signers...)
+	return a.sign(ctx, args, (*repository.Repository).PublishDraft)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -209,6 +210,11 @@ func setRole(ctx context.Context, a *app, args []string) error {
 }
 
 func refresh(ctx context.Context, a *app, args []string) error {
+	return a.sign(ctx, args, (*repository.Repository).Refresh)
+}
+
+// sign runs what takes no argument but the repository and the keys.
+func (a *app) sign(ctx context.Context, args []string, f func(*repository.Repository, context.Context, ...crypto.Signer) error) error {
 	a.onRepo()
 	if err := a.parse(args, 0); err != nil {
 		return err
@@ -221,7 +227,7 @@ func refresh(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	return r.Refresh(ctx, signers...)
+	return f(r, ctx, signers...)
 }
 
 func check(ctx context.Context, a *app, args []string) error {

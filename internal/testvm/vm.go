@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,8 @@ import (
 	"time"
 
 	"github.com/trusttree/trusttree/internal/testenv"
+
+	"github.com/trusttree/trusttree/internal/testvm/vmtar"
 )
 
 // Image says what the machine boots.
@@ -177,7 +178,7 @@ func (v *VM) BootUKI(ctx context.Context, uki []byte, task map[string][]byte) (*
 	if err != nil {
 		return r, fmt.Errorf("%w: %w", ErrNoResult, err)
 	}
-	if r.Files, err = readTar(out); err != nil {
+	if r.Files, err = vmtar.Read(out); err != nil {
 		return r, fmt.Errorf("%w: %w", ErrNoResult, err)
 	}
 	if want := "ok " + hex.EncodeToString(nonce) + "\n"; string(r.Files[resultFile]) != want {
@@ -267,25 +268,4 @@ func writeTar(name string, files map[string][]byte) error {
 		b.WriteByte(0)
 	}
 	return os.WriteFile(name, b.Bytes(), 0o600)
-}
-
-func readTar(name string) (map[string][]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	files := make(map[string][]byte)
-	for r := tar.NewReader(f); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return files, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		if files[h.Name], err = io.ReadAll(io.LimitReader(r, 16<<20)); err != nil {
-			return nil, err
-		}
-	}
 }

@@ -19,7 +19,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,6 +33,8 @@ import (
 
 	"github.com/trusttree/trusttree/internal/tpm"
 	"github.com/trusttree/trusttree/secureboot/bootpolicy"
+
+	"github.com/trusttree/trusttree/internal/testvm/vmtar"
 )
 
 func main() {
@@ -93,26 +94,7 @@ func work(out map[string][]byte) error {
 	return nil
 }
 
-func input() (map[string][]byte, error) {
-	f, err := os.Open("/dev/nvme2n1")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	files := make(map[string][]byte)
-	for r := tar.NewReader(f); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return files, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		if files[h.Name], err = io.ReadAll(r); err != nil {
-			return nil, err
-		}
-	}
-}
+func input() (map[string][]byte, error) { return vmtar.Read("/dev/nvme2n1") }
 
 // exercise lets IMA measure what is run and read.
 func exercise() error {
