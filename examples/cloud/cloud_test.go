@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,6 +20,8 @@ import (
 	"github.com/trusttree/trusttree/attest/registry"
 	"github.com/trusttree/trusttree/attest/registry/registrytest"
 	"github.com/trusttree/trusttree/examples/wire"
+	"github.com/trusttree/trusttree/secureboot"
+	"github.com/trusttree/trusttree/secureboot/eventlog"
 	"github.com/trusttree/trusttree/tenantstore"
 	"github.com/trusttree/trusttree/tenantstore/keys"
 )
@@ -26,7 +29,7 @@ import (
 func initialised(t *testing.T) string {
 	t.Helper()
 	state := filepath.Join(t.TempDir(), "cloud")
-	require.NoError(t, command(t.Context(), []string{"init", "-state", state}, &bytes.Buffer{}))
+	require.NoError(t, command(t.Context(), []string{"init", "-state", state + "/"}, &bytes.Buffer{}))
 	return state
 }
 
@@ -161,4 +164,47 @@ func TestPageEscapesWhatNodesSay(t *testing.T) {
 	require.NoError(t, json.Unmarshal(rec.Body.Bytes(), &nodes))
 	require.Len(t, nodes, 1)
 	assert.Equal(t, "contraindicated", nodes[0].State)
+}
+
+func TestBadReferenceFileShutsNobodyElseOut(t *testing.T) {
+	state := initialised(t)
+	boot, err := os.ReadFile(filepath.Join("..", "demo", "testdata", "good.log"))
+	require.NoError(t, err)
+	log, err := eventlog.Parse(boot, nil)
+	require.NoError(t, err)
+	values, err := log.Replay(crypto.SHA256)
+	require.NoError(t, err)
+	key, err := loadKey(filepath.Join(state, "policy.key"))
+	require.NoError(t, err)
+	sign := func(name string, notAfter time.Time, key crypto.Signer) {
+		p, err := secureboot.Learn(secureboot.LearnOptions{Name: name, Serial: 1, NotAfter: notAfter},
+			secureboot.Evidence{Bank: crypto.SHA256, PCRs: values, EventLog: boot})
+		require.NoError(t, err)
+		signed, err := secureboot.SignPolicy(p, key)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(state, "reference", name), signed, 0o600))
+	}
+	stranger, err := newAuthority("evil.example")
+	require.NoError(t, err)
+	sign("good", time.Now().Add(time.Hour), key)
+	sign("ran-out", time.Now().Add(-time.Hour), key)
+	sign("forged", time.Now().Add(time.Hour), stranger.key)
+	require.NoError(t, os.WriteFile(filepath.Join(state, "reference", "empty"), nil, 0o600))
+
+	c := &cloud{state: state, log: slog.New(slog.DiscardHandler)}
+	got, err := c.currentReferences()
+	require.NoError(t, err)
+	require.Len(t, got, 1)
+	assert.Equal(t, "good", got[0].Name)
+}
+
+func TestFailedInitLeavesNothing(t *testing.T) {
+	parent := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := command(ctx, []string{"init", "-state", filepath.Join(parent, "cloud")}, &bytes.Buffer{})
+	require.Error(t, err)
+	entries, err := os.ReadDir(parent)
+	require.NoError(t, err)
+	assert.Empty(t, entries)
 }

@@ -41,18 +41,24 @@ type initOptions struct {
 // the policies, and bootstrap.json for nodes. It never touches a directory
 // that is there: keys are not replaced by accident.
 func initState(ctx context.Context, o initOptions, out io.Writer) (err error) {
-	if err := os.Mkdir(o.state, 0o700); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return wire.Usage("%s exists: choose a new directory, or remove that one if you mean to lose its keys", o.state)
+	o.state = filepath.Clean(o.state)
+	if _, err := os.Lstat(o.state); !errors.Is(err, fs.ErrNotExist) {
+		if err != nil {
+			return err
 		}
+		return wire.Usage("%s exists: choose a new directory, or remove that one if you mean to lose its keys", o.state)
+	}
+	// It is made under another name, so that a cut leaves none or all of it.
+	dir, err := os.MkdirTemp(filepath.Dir(o.state), filepath.Base(o.state)+".new-*")
+	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(o.state))
+			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
-	s := &newState{dir: o.state, domain: o.domain}
+	s := &newState{dir: dir, domain: o.domain}
 	if s.ca, err = newAuthority(o.domain); err != nil {
 		return err
 	}
@@ -107,7 +113,15 @@ func initState(ctx context.Context, o initOptions, out io.Writer) (err error) {
 		return err
 	}
 	s.json("bootstrap.json", boot)
+	s.sync("", "keys")
 	if s.err != nil {
+		return s.err
+	}
+	if err := os.Rename(dir, o.state); err != nil {
+		return err
+	}
+	s.dir = filepath.Dir(o.state)
+	if s.sync(""); s.err != nil {
 		return s.err
 	}
 	fmt.Fprintf(out, "%s is ready.\n"+
@@ -138,9 +152,29 @@ type newState struct {
 	err         error
 }
 
+// file writes a file that is not there yet, durably once its directory is
+// synced.
 func (s *newState) file(name string, data []byte) {
-	if s.err == nil {
-		s.err = os.WriteFile(filepath.Join(s.dir, name), data, 0o600)
+	if s.err != nil {
+		return
+	}
+	f, err := os.OpenFile(filepath.Join(s.dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		s.err = err
+		return
+	}
+	_, err = f.Write(data)
+	s.err = errors.Join(err, f.Sync(), f.Close())
+}
+
+// sync makes the entries of directories durable.
+func (s *newState) sync(names ...string) {
+	for _, n := range names {
+		d, err := os.Open(filepath.Join(s.dir, n))
+		if err == nil {
+			err = errors.Join(d.Sync(), d.Close())
+		}
+		s.err = errors.Join(s.err, err)
 	}
 }
 

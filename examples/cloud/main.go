@@ -116,6 +116,7 @@ func issueClient(state, name string, stdout io.Writer) error {
 		return err
 	}
 	s.cert("issued-"+filepath.Base(name), cert, key)
+	s.sync("")
 	if s.err == nil {
 		fmt.Fprintf(stdout, "%s.crt and .key: %s, until %s\n", file, cert.URIs[0], cert.NotAfter.Format(time.DateOnly))
 	}

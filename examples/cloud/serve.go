@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"filippo.io/age"
@@ -46,6 +47,11 @@ type cloud struct {
 	registrar *attest.Registrar
 	verifier  *attest.Verifier
 	gateway   *tlsconn.Gateway
+
+	refMu  sync.Mutex
+	refs   []*secureboot.Policy
+	refErr error
+	refAt  time.Time // when refs were read
 }
 
 func newCloud(ctx context.Context, state string, cfg *config, log *slog.Logger) (_ *cloud, err error) {
@@ -127,7 +133,7 @@ func (c *cloud) openAttestation() error {
 	c.verifier, err = attest.NewVerifier(attest.VerifierConfig{
 		Endorsers: endorsers, Devices: devices{system}, Challenges: challenges{system},
 		PCRs:       []quote.Selection{{Bank: bank, PCRs: c.cfg.PCRs}},
-		Appraisers: []attest.Appraiser{bootAppraiser(c.references), moduleAppraiser(modules)},
+		Appraisers: []attest.Appraiser{bootAppraiser(c.currentReferences), moduleAppraiser(modules)},
 		ResultTTL:  time.Duration(c.cfg.AttestSeconds) * time.Second, Log: c.log,
 	})
 	return err
@@ -148,16 +154,32 @@ func (c *cloud) references() ([]*secureboot.Policy, error) {
 	var all []*secureboot.Policy
 	for _, e := range entries {
 		signed, err := wire.ReadCapped(filepath.Join(dir, e.Name()), maxReference)
-		if err != nil {
-			return nil, err
+		var p *secureboot.Policy
+		if err == nil {
+			p, err = secureboot.VerifyPolicy(signed, []crypto.PublicKey{key}, 0, time.Now())
 		}
-		p, err := secureboot.VerifyPolicy(signed, []crypto.PublicKey{key}, 0, time.Now())
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", e.Name(), err)
+		if err != nil { // an old release's policy that ran out must not shut the others' nodes out
+			c.log.Warn("reference values not used", "event", "reference.refused", "file", e.Name(), "reason", err.Error())
+			continue
 		}
 		all = append(all, p)
 	}
 	return all, nil
+}
+
+// referenceAge is how long the policies that were read are used before the
+// directory is read again.
+const referenceAge = time.Second
+
+// currentReferences is references, read once a second at most.
+func (c *cloud) currentReferences() ([]*secureboot.Policy, error) {
+	c.refMu.Lock()
+	defer c.refMu.Unlock()
+	if c.refAt.IsZero() || time.Since(c.refAt) > referenceAge {
+		c.refs, c.refErr = c.references()
+		c.refAt = time.Now()
+	}
+	return c.refs, c.refErr
 }
 
 // maxReference bounds one signed appraisal policy, in bytes.
