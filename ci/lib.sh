@@ -10,22 +10,35 @@ ended_in_time() {
 }
 
 # fuzz SECONDS DIR...: runs every fuzz target below the directories, each for
-# that long, with one instrumented build for each package.
+# that long, with one instrumented build for each package. FUZZ_AT_ONCE=2 runs
+# two targets of a package side by side with one worker each.
 fuzz() {
-	local seconds=$1 bin targets dir target
+	local seconds=$1 bin targets dir target failed=0 at_once=${FUZZ_AT_ONCE:-1} pids
 	shift
 	bin=$(mktemp -d)
 	for dir in $(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' "$@"); do
 		targets=$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$dir"/*_test.go 2>/dev/null | sed 's/^func //' | sort) || true
 		[ -n "$targets" ] || continue
 		(cd "$dir" && go test -c -fuzz=Fuzz -o "$bin/fuzz.test" .)
+		pids=
 		for target in $targets; do
-			(cd "$dir" && "$bin/fuzz.test" -test.run='^$' -test.fuzz="^$target\$" -test.fuzztime="${seconds}s" \
-				-test.fuzzminimizetime=20x -test.fuzzcachedir="$bin/cache" -test.parallel=2 >"$bin/out" 2>&1) ||
-				ended_in_time "$bin/out" ||
-				{ cat "$bin/out"; echo "fuzz target $target in $dir failed"; return 1; }
-			printf '%s %s: %s\n' "${dir#"$PWD"/}" "$target" "$(grep -E '^fuzz: elapsed' "$bin/out" | tail -n 1)"
+			fuzz_target "$seconds" "$bin" "$dir" "$target" $((2 / at_once)) &
+			pids="$pids $!"
+			# shellcheck disable=SC2086
+			set -- $pids
+			[ $# -lt "$at_once" ] || { wait "$1" || failed=1; shift; pids="$*"; }
 		done
+		for pid in $pids; do wait "$pid" || failed=1; done
 	done
 	rm -rf "$bin"
+	return $failed
+}
+
+fuzz_target() { # fuzz_target SECONDS BIN DIR TARGET WORKERS
+	local out="$2/out.$4"
+	(cd "$3" && "$2/fuzz.test" -test.run='^$' -test.fuzz="^$4\$" -test.fuzztime="$1s" \
+		-test.fuzzminimizetime=20x -test.fuzzcachedir="$2/cache" -test.parallel="$5" >"$out" 2>&1) ||
+		ended_in_time "$out" ||
+		{ cat "$out"; echo "fuzz target $4 in $3 failed"; return 1; }
+	printf '%s %s: %s\n' "${3#"$PWD"/}" "$4" "$(grep -E '^fuzz: elapsed' "$out" | tail -n 1)"
 }
