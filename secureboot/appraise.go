@@ -21,6 +21,9 @@ type appraisal struct {
 
 const pcrIMA = 10
 
+// notJudged is the detail of a PCR whose log did not verify, or not yet.
+const notJudged = "not judged"
+
 func (a *appraisal) run() {
 	if a.ev.Unquoted {
 		a.r.add(Warning, CodeEvidenceUnquoted, -1, -1, "no verified quote stands behind the PCR values")
@@ -40,18 +43,17 @@ func (a *appraisal) run() {
 			a.r.PCRs[pcr] = PCRStatus{Status: None, Detail: "ignored"}
 			continue
 		case pcr == pcrIMA && a.p.IMA != nil:
-			a.r.PCRs[pcr] = PCRStatus{Status: Affirming, Detail: "reference"}
+			a.r.PCRs[pcr] = PCRStatus{Status: None, Detail: notJudged}
 			continue
 		}
 		values[pcr] = v
-		a.r.PCRs[pcr] = PCRStatus{Status: Affirming}
+		a.r.PCRs[pcr] = PCRStatus{Status: None, Detail: notJudged}
 	}
 	if !a.verify(values) {
 		return
 	}
 	for pcr := range values {
-		s := a.r.PCRs[pcr]
-		s.Events = a.v.Len(pcr)
+		s := PCRStatus{Status: Affirming, Events: a.v.Len(pcr)}
 		switch {
 		case slices.Contains(a.p.Require, pcr):
 			s.Detail = "reference"
@@ -65,9 +67,11 @@ func (a *appraisal) run() {
 			a.r.add(Contraindicated, CodePCRUnlisted, pcr, -1, "extended %d times, but the policy does not say what to do with it", s.Events)
 		}
 	}
-	a.r.SecureBoot = SecureBootState(a.v)
-	a.structure()
-	a.attempts()
+	if !a.ev.CCEL { // its registers are not the PCRs that hold Secure Boot
+		a.r.SecureBoot = SecureBootState(a.v)
+		a.structure()
+		a.attempts()
+	}
 	a.secureBoot()
 	a.match()
 	a.ima()
@@ -288,10 +292,19 @@ func (a *appraisal) explain(pcr int, events [][]byte) {
 
 // secureBoot applies the policy's rules to the state.
 func (a *appraisal) secureBoot() {
-	s := a.r.SecureBoot
+	s, p := a.r.SecureBoot, a.p.SecureBoot
+	if s == nil {
+		if p != nil {
+			sev := Contraindicated
+			if a.inspect {
+				sev = Warning
+			}
+			a.r.add(sev, CodeSBUnknown, -1, -1, "a CCEL area does not say which of its registers' events are about Secure Boot")
+		}
+		return
+	}
 	enforcing, findings := s.Enforcing()
 	a.r.Enforcing = enforcing
-	p := a.p.SecureBoot
 	if p == nil {
 		return
 	}

@@ -19,17 +19,15 @@ func (a *appraisal) ima() {
 	if p == nil {
 		return
 	}
-	if len(a.ev.IMALog) == 0 {
+	if len(a.ev.IMALog) == 0 && a.ev.IMAState == nil {
 		a.r.add(Contraindicated, CodeIMAMissing, pcrIMA, -1, "the policy judges IMA, the evidence has no IMA log")
 		return
 	}
-	log, err := ima.Parse(a.ev.IMALog, nil)
-	if err != nil {
-		a.r.add(Contraindicated, CodeIMAMalformed, pcrIMA, -1, "%v", err)
-		return
-	}
-	v, err := log.Verify(a.ev.Bank, a.ev.PCRs)
+	v, err := a.verifyIMA()
 	switch {
+	case errors.Is(err, ima.ErrRebooted), errors.Is(err, errOtherPolicy):
+		a.r.add(Contraindicated, CodeIMAState, pcrIMA, -1, "%v", err)
+		return
 	case errors.Is(err, ima.ErrBehind):
 		a.r.add(Contraindicated, CodeIMABehind, pcrIMA, -1, "%v", err)
 		return
@@ -37,11 +35,39 @@ func (a *appraisal) ima() {
 		a.r.add(Contraindicated, CodeIMAMalformed, pcrIMA, -1, "%v", err)
 		return
 	}
-	s := a.r.PCRs[pcrIMA]
-	s.Events = v.State.Entries
-	a.r.PCRs[pcrIMA] = s
+	if _, ok := a.r.PCRs[pcrIMA]; ok && !slices.Contains(a.p.Ignore, pcrIMA) {
+		a.r.PCRs[pcrIMA] = PCRStatus{Status: Affirming, Events: v.State.Entries, Detail: "reference"}
+	}
 	a.imaLog(p, v)
 	a.imaFiles(p, v)
+	if a.r.Status <= Affirming {
+		a.r.IMA = &IMAState{State: v.State, Policy: a.p.title()}
+		a.r.IMA.State.ResetCount, a.r.IMA.State.RestartCount = a.ev.ResetCount, a.ev.RestartCount
+	}
+}
+
+// IMAState says how far an IMA log was verified and judged, and by which
+// policy. Only an affirming Result has one. Keep it where the node can't write.
+type IMAState struct {
+	State  ima.State `json:"state"`
+	Policy string    `json:"policy"` // Result.Policy: another policy, or serial, judges the whole log anew
+}
+
+var errOtherPolicy = errors.New("the IMA state is of another policy: send the whole log")
+
+// verifyIMA verifies the log, or the tail that continues an earlier appraisal.
+func (a *appraisal) verifyIMA() (*ima.Verified, error) {
+	if s := a.ev.IMAState; s != nil {
+		if s.Policy != a.p.title() || s.State.Bank != a.ev.Bank || s.State.Entries < 1 {
+			return nil, errOtherPolicy
+		}
+		return ima.Resume(s.State, a.ev.IMALog, a.ev.PCRs, a.ev.ResetCount, a.ev.RestartCount, nil)
+	}
+	log, err := ima.Parse(a.ev.IMALog, nil)
+	if err != nil {
+		return nil, err
+	}
+	return log.Verify(a.ev.Bank, a.ev.PCRs)
 }
 
 // imaLog judges the log as a whole.
@@ -68,6 +94,12 @@ func (a *appraisal) imaLog(p *IMAPolicy, v *ima.Verified) {
 			sev = Contraindicated
 		}
 		a.r.add(sev, CodeIMAUnverified, pcrIMA, v.State.Entries, "%d entries follow the quote: not verified, not judged", v.Unverified)
+	}
+	if a.ev.IMAState != nil { // the first entry was judged when the state was made
+		if v.Aggregates > 0 {
+			a.r.add(Contraindicated, CodeIMABootAggregate, pcrIMA, -1, "another boot_aggregate entry: the kernel was replaced by kexec")
+		}
+		return
 	}
 	switch {
 	case v.Aggregate == ima.AggregateMismatch:
@@ -103,15 +135,9 @@ func (a *appraisal) imaFiles(p *IMAPolicy, v *ima.Verified) {
 		}
 		keys = append(keys, k)
 	}
-	first := true
 	for e := range v.Entries() {
-		if first {
-			first = false
-			if string(e.Name) == "boot_aggregate" {
-				continue
-			}
-		}
 		switch {
+		case e.Num == 0 && string(e.Name) == "boot_aggregate": // judged above
 		case e.Violation: // counted above
 		case !e.Known:
 			a.r.add(Contraindicated, CodeIMATemplate, pcrIMA, e.Num, "template %.40q is not known", e.Template)

@@ -70,7 +70,15 @@ type Evidence struct {
 	EventLog     []byte // binary_bios_measurements
 	IMALog       []byte // binary_runtime_measurements; nil: none
 	UserspaceLog []byte // CEL, JSON or TLV: extends of PCR 8 and up after the firmware's; nil: none
-	CCEL         bool   // EventLog is a CCEL area
+	CCEL         bool   // EventLog is a CCEL area, PCRs are its measurement registers: Secure Boot is then not judged
+
+	// IMAState continues the appraisal that returned it as Result.IMA: IMALog is
+	// then what follows the log's first IMAState.State.Bytes bytes, and costs
+	// time for the new entries alone. nil: IMALog is the whole log.
+	IMAState *IMAState
+	// ResetCount and RestartCount are the verified quote's. An IMAState of other
+	// counts is of another boot and is refused.
+	ResetCount, RestartCount uint32
 }
 
 // validate checks what does not depend on evidence.

@@ -218,3 +218,30 @@ func TestModuleInventoryIsReplayedFromUserSpaceLog(t *testing.T) {
 	ev.UserspaceLog = bytes.Replace([]byte(a+b), []byte(`"pcr":13`), []byte(`"pcr":4`), 1)
 	assert.Contains(t, codes(p.Appraise(ev, now)), secureboot.CodeEvidenceMalformed, "a firmware PCR")
 }
+
+// TestFileNamesAreBytesInPolicies: Linux' own modules xt_DSCP.ko and
+// xt_dscp.ko must both find room in an allow-list, as must names of any bytes.
+func TestFileNamesAreBytesInPolicies(t *testing.T) {
+	p := learn(t, crypto.SHA256, secureboot.LearnOptions{}, "uki-sb-on")
+	names := []string{"/lib/xt_DSCP.ko", "/lib/xt_dscp.ko", "/tmp/\xff\xfe", "/tmp/\xef\xbf\xbd", "hex:00", "hex:nothex", "files", "/with\nnewline"}
+	for i, name := range names {
+		p.IMA.Files[name] = []string{fmt.Sprintf("sha256:%064x", i)}
+	}
+	b, err := json.Marshal(p)
+	require.NoError(t, err)
+	q, err := secureboot.ParsePolicy(b)
+	require.NoError(t, err)
+	assert.Equal(t, p.IMA.Files, q.IMA.Files)
+	for name, s := range map[string]string{
+		"same name twice":      `{"files":{"/a":[],"/a":[]}}`,
+		"not hexadecimal":      `{"files":{"hex:zz":[]}}`,
+		"long s for an s":      "{\"files\":{},\"file\u017f\":{\"/evil\":[]}}",
+		"unknown field":        `{"files":{},"any":true}`,
+		"files in two cases":   `{"files":{},"Files":{}}`,
+		"keys in two cases":    `{"keys":[],"KEYS":[]}`,
+		"Kelvin sign for a k":  "{\"keys\":[],\"\u212aeys\":[]}",
+		"bytes after the JSON": `{"files":{}}{}`,
+	} {
+		assert.Error(t, json.Unmarshal([]byte(s), &secureboot.IMAPolicy{}), name)
+	}
+}

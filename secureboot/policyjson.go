@@ -2,11 +2,14 @@ package secureboot
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/trusttree/trusttree/secureboot/eventlog"
 )
@@ -71,6 +74,51 @@ func ParsePolicy(b []byte) (*Policy, error) {
 	return p, nil
 }
 
+// rawName marks a file name that is written in hexadecimal, because JSON text
+// can't hold its bytes.
+const rawName = "hex:"
+
+// MarshalJSON implements json.Marshaler. A file name that is no UTF-8, or that
+// itself starts with "hex:", is written as "hex:" and its bytes in hexadecimal.
+func (p *IMAPolicy) MarshalJSON() ([]byte, error) {
+	type plain IMAPolicy
+	q := plain(*p)
+	if p.Files != nil {
+		q.Files = make(map[string][]string, len(p.Files))
+	}
+	for name, ids := range p.Files {
+		if !utf8.ValidString(name) || strings.HasPrefix(name, rawName) {
+			name = rawName + hex.EncodeToString([]byte(name))
+		}
+		q.Files[name] = ids
+	}
+	return json.Marshal(q)
+}
+
+// UnmarshalJSON implements json.Unmarshaler: strictly, as ParsePolicy.
+func (p *IMAPolicy) UnmarshalJSON(b []byte) error {
+	type plain IMAPolicy
+	var q plain
+	if err := strictUnmarshal(b, &q); err != nil {
+		return err
+	}
+	*p = IMAPolicy(q)
+	if q.Files != nil {
+		p.Files = make(map[string][]string, len(q.Files))
+	}
+	for name, ids := range q.Files {
+		if h, ok := strings.CutPrefix(name, rawName); ok {
+			raw, err := hex.DecodeString(h)
+			if err != nil {
+				return fmt.Errorf("file name %.40q is not hexadecimal", name)
+			}
+			name = string(raw)
+		}
+		p.Files[name] = append(p.Files[name], ids...)
+	}
+	return nil
+}
+
 // strictUnmarshal decodes one JSON value: unknown fields, repeated fields and
 // bytes after it are errors.
 func strictUnmarshal(b []byte, v any) error {
@@ -92,12 +140,15 @@ func strictUnmarshal(b []byte, v any) error {
 const maxDepth = 32
 
 // noRepeats walks over JSON and refuses an object that names a field twice, in
-// whatever case: decoders disagree on which one counts.
+// whatever case: decoders disagree on which one counts. The keys of "files" are
+// file names, to which case matters.
 func noRepeats(dec *json.Decoder) error {
 	type level struct {
 		names map[string]bool // nil in an array
 		key   bool            // a key comes next
+		exact bool            // the keys are file names
 	}
+	last := ""
 	var stack []level
 	for {
 		tok, err := dec.Token()
@@ -118,7 +169,7 @@ func noRepeats(dec *json.Decoder) error {
 			}
 			l := level{}
 			if d == '{' {
-				l = level{names: make(map[string]bool), key: true}
+				l = level{names: make(map[string]bool), key: true, exact: top >= 0 && stack[top].names != nil && !stack[top].exact && last == "files"}
 			}
 			stack = append(stack, l)
 			continue
@@ -133,7 +184,11 @@ func noRepeats(dec *json.Decoder) error {
 			stack[top].key = true
 			continue
 		}
-		name := string(bytes.ToLower([]byte(tok.(string))))
+		name := tok.(string)
+		if !stack[top].exact {
+			last = name
+			name = strings.ToLower(strings.ToUpper(name)) // upper first: encoding/json takes U+017F for an s
+		}
 		if stack[top].names[name] {
 			return fmt.Errorf("field %.40q is repeated", name)
 		}

@@ -82,6 +82,7 @@ const (
 	CodeIMABootAggregate Code = "ima.boot-aggregate" // not this boot's firmware PCRs
 	CodeIMAFile          Code = "ima.file"           // a file that the policy does not allow
 	CodeIMATemplate      Code = "ima.template"       // an entry that can't be interpreted
+	CodeIMAState         Code = "ima.state"          // the state to continue from is of another boot or policy
 )
 
 // Finding is one reason, with where it was found.
@@ -125,6 +126,7 @@ type Result struct {
 	SecureBoot *State            // nil when no log was verified
 	Enforcing  bool              // SecureBoot was, see State.Enforcing
 	Policy     string            // name and serial of the policy that was applied
+	IMA        *IMAState         // of an affirming result whose policy judges IMA: see Evidence.IMAState
 }
 
 // ErrNotAffirming is in the chain of every error that Result.Err returns.

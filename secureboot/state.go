@@ -141,11 +141,20 @@ func (s *State) readPCR7(v *eventlog.Verified) {
 			s.action7(e, data)
 			continue
 		}
+		key := variable.Name + string(variable.GUID[:])
 		if seps > 0 {
+			// Whoever runs after shim can extend more: the first word counts.
+			switch variable.Name {
+			case "SbatLevel", "MokSBState", "MokListTrusted":
+				if key = "shim " + key; seen[key] {
+					s.finding(CodeSBUnknownEvent, 7, e.Num, "shim's %q is measured twice: the second is not believed", variable.Name)
+					continue
+				}
+				seen[key] = true
+			}
 			s.authority(e, variable)
 			continue
 		}
-		key := variable.Name + string(variable.GUID[:])
 		if seen[key] {
 			s.finding(CodeSBUnknownEvent, 7, e.Num, "variable %q is measured twice", variable.Name)
 			certain = false

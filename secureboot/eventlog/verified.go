@@ -96,6 +96,8 @@ func (e Event) Hint() string {
 		}
 	case EvEFIGPTEvent, EvEFIGPTEvent2:
 		s = "partition table"
+	case EvEFIHandoffTables, EvEFIHandoffTables2:
+		s = "firmware tables"
 	case EvEFIPlatformFirmwareBlob: // base and length
 		if len(data) == 16 {
 			s = fmt.Sprintf("%d bytes at 0x%x", binary.LittleEndian.Uint64(data[8:]), binary.LittleEndian.Uint64(data))

@@ -73,11 +73,15 @@ func TestViolation(t *testing.T) {
 	for e := range v.Entries() {
 		if e.Violation {
 			n++
-			assert.Empty(t, e.Digest)
-			assert.Equal(t, "/data/etc/config", string(e.Name))
+			assert.Equal(t, ima.Entry{Num: e.Num, Violation: true}, e, "no digest binds which file it was")
 		}
 	}
 	assert.Equal(t, 1, n)
+	for e := range l.Entries() {
+		if e.Violation {
+			assert.Equal(t, "/data/etc/config", string(e.Name), "for display")
+		}
+	}
 }
 
 func TestAnyChangedByteOrTruncationIsRefused(t *testing.T) {

@@ -164,7 +164,7 @@ func (l *Log) template(s *span) []byte {
 
 // Entry is one measurement.
 type Entry struct {
-	Num       int
+	Num       int    // from 0, of the whole log
 	Template  string // a hint: no digest binds it
 	Violation bool   // the kernel could not vouch for the file's content
 	Known     bool   // the template is understood: what follows is set

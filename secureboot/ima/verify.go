@@ -46,8 +46,8 @@ const (
 // Verified is the part of a log that a quoted PCR confirms. Only Verify and
 // Resume make one.
 type Verified struct {
-	log        *Log
-	first, end int // entries of log that were verified
+	log       *Log
+	base, end int // number of log's first entry; entries of log that were verified
 
 	State      State
 	Padded     bool // the bank holds padded SHA-1 digests: it has the strength of SHA-1
@@ -58,11 +58,18 @@ type Verified struct {
 }
 
 // Entries yields the verified entries: those that are new since the state that
-// Resume was given.
+// Resume was given. Of a violation nothing is said but that it happened: the
+// kernel extends all ones for it, so no digest binds which file it was (Log.
+// Entries tells what the log claims).
 func (v *Verified) Entries() iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {
-		for i := v.first; i < v.end; i++ {
-			if !yield(v.log.entry(i)) {
+		for i := range v.end {
+			e := v.log.entry(i)
+			if e.Violation {
+				e = Entry{Violation: true}
+			}
+			e.Num = v.base + i
+			if !yield(e) {
 				return
 			}
 		}
@@ -121,7 +128,7 @@ func (l *Log) verify(s State, values map[int][]byte) (*Verified, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Verified{log: l, end: end, Padded: padded, Violations: w.violations, Unverified: len(l.entries) - end, Aggregates: w.aggregates}
+	v := &Verified{log: l, base: s.Entries, end: end, Padded: padded, Violations: w.violations, Unverified: len(l.entries) - end, Aggregates: w.aggregates}
 	v.State = s
 	v.State.PCR = bytes.Clone(want)
 	v.State.Padded = padded
@@ -184,7 +191,7 @@ func (w *walker) step(i int) error {
 			hashing.Sum(w.bank, native[:], data)
 		}
 	}
-	if isAggregate(data) {
+	if !allZero(logged) && isAggregate(data) {
 		w.aggregates++
 	}
 	if w.doNative {

@@ -7,6 +7,7 @@
 //	seal.policy, seal.secret   seal the secret under this policy digest (32 bytes)
 //	unseal.blob, unseal.pcrs   unseal under a signed PCR policy (systemd's JSON)
 //	unseal.key                 the policy key (SPKI, DER)
+//	bare                       the machine has no data partition: measure no files
 //
 // Its output is a tar on the second disk. result.txt says "ok" and the nonce,
 // or what went wrong.
@@ -30,6 +31,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
+	"golang.org/x/sys/unix"
 
 	"github.com/trusttree/trusttree/internal/tpm"
 	"github.com/trusttree/trusttree/secureboot/bootpolicy"
@@ -70,8 +72,13 @@ func work(out map[string][]byte) error {
 	if err != nil {
 		return fmt.Errorf("input: %w", err)
 	}
-	if err := exercise(); err != nil {
+	if err := modules(); err != nil {
 		return err
+	}
+	if in["bare"] == nil {
+		if err := exercise(); err != nil {
+			return err
+		}
 	}
 	for name, path := range map[string]string{"binary_bios_measurements": "tpm0/binary_bios_measurements", "ima_binary_runtime_measurements": "ima/binary_runtime_measurements"} {
 		if out[name], err = os.ReadFile("/sys/kernel/security/" + path); err != nil {
@@ -89,8 +96,33 @@ func work(out map[string][]byte) error {
 	if err := tasks(t, in, out); err != nil {
 		return err
 	}
+	if b, err := os.ReadFile("/proc/cmdline"); err == nil {
+		out["cmdline.txt"] = b
+	}
 	out["nonce.bin"] = in["nonce.bin"]
 	out["result.txt"] = []byte("ok " + hex.EncodeToString(in["nonce.bin"]) + "\n")
+	return nil
+}
+
+// modules loads the drivers that the kernel does not have built in, in the order
+// of their file names.
+func modules() error {
+	files, err := filepath.Glob("/modules/*.ko")
+	if err != nil {
+		return err
+	}
+	slices.Sort(files)
+	for _, name := range files {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		_ = f.Close()
+		if err != nil {
+			return fmt.Errorf("load %s: %w", name, err)
+		}
+	}
 	return nil
 }
 
