@@ -308,16 +308,22 @@ func (v *Verifier) judge(ctx context.Context, d registry.Device, in Input, minte
 			}
 		}
 	}
+	var notes []Reason // of appraisers that affirm: no reason for a refusal
 	for i, a := range v.c.Appraisers {
 		o := a(ctx, in)
-		verdict.Reasons = append(verdict.Reasons, o.Reasons...)
-		if o.Status != StatusAffirming {
+		if o.Status == StatusAffirming {
+			notes = append(notes, o.Reasons...)
+		} else {
+			verdict.Reasons = append(verdict.Reasons, o.Reasons...)
 			verdict.causes = append(verdict.causes, fmt.Errorf("%w: appraiser %d says %v", ErrNotAffirming, i+1, o.Status))
 			if len(o.Reasons) == 0 {
 				verdict.Reasons = append(verdict.Reasons, Reason{"no-reason", fmt.Sprintf("appraiser %d says %v", i+1, o.Status)})
 			}
 			verdict.Status = max(verdict.Status, o.Status)
 		}
+	}
+	if len(verdict.causes) == 0 {
+		verdict.Reasons = notes
 	}
 	return verdict
 }
