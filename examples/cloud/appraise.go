@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"path"
 	"slices"
 	"strings"
@@ -35,6 +34,7 @@ func bootAppraiser(policies func() ([]*secureboot.Policy, error)) attest.Apprais
 			r := p.Appraise(ev, in.Now)
 			op := bootOpinion(r)
 			if op.Status == attest.StatusAffirming {
+				op.Reasons = append(op.Reasons, attest.Reason{Code: "boot.reference", Detail: fmt.Sprintf("reference values %s, serial %d", p.Name, p.Serial)})
 				return op
 			}
 			if i == 0 || len(op.Reasons) < len(best.Reasons) { // the policy that comes closest explains best
@@ -78,7 +78,11 @@ func moduleAppraiser(v *moduleid.Verifier) attest.Appraiser {
 			Bank: in.Bank, PCRs: in.PCRs,
 		})
 		if err == nil {
-			return attest.Opinion{Status: attest.StatusAffirming}
+			op := attest.Opinion{Status: attest.StatusAffirming}
+			for _, id := range verdict.Admitted() {
+				op.Reasons = append(op.Reasons, attest.Reason{Code: "modules.admitted", Detail: fmt.Sprintf("%s: %s %s %s", id.Connector(), id.Class(), id.Model(), clip(id.ID(), 40))})
+			}
+			return op
 		}
 		op := attest.Opinion{Status: attest.StatusContraindicated}
 		if verdict != nil { // why each module was refused says more than what is missing then
@@ -106,39 +110,24 @@ type verifyFunc = func(ctx context.Context, peer tlsconn.Peer, stream io.ReadWri
 
 // attestation is the gateway's half of the evidence exchange on a tunnel's
 // first stream: challenge, evidence, verdict.
-func attestation(v *attest.Verifier, f *fleet, log *slog.Logger) verifyFunc {
+func (c *cloud) attestation() verifyFunc {
 	return func(ctx context.Context, peer tlsconn.Peer, stream io.ReadWriter, bind func([]byte) ([]byte, error)) (time.Time, error) {
 		device, err := deviceOf(peer)
 		if err != nil {
 			return time.Time{}, err
 		}
-		result, err := exchange(ctx, v, device, peer, stream, bind)
+		start := time.Now()
+		result, err := exchange(ctx, c.verifier, device, peer, stream, bind)
 		verdict := wire.Verdict{Version: 1, OK: err == nil}
 		if err != nil {
-			verdict.Reason = "refused; the cloud's log says why"
-			log.Warn("attestation refused", "event", "attest.refused", "node", device.String(), "reason", err.Error())
-			state, reasons := "contraindicated", []string{err.Error()}
-			var refused *attest.AppraisalError
-			if errors.As(err, &refused) {
-				reasons = reasons[:0]
-				var codes []string // the node learns what is wrong, not what would be right
-				for _, r := range refused.Reasons {
-					reasons = append(reasons, r.Code+": "+r.Detail)
-					codes = append(codes, r.Code)
-				}
-				verdict.Reason = strings.Join(slices.Compact(codes), ", ")
-			}
-			if errors.Is(err, attest.ErrRevoked) {
-				state = "revoked"
-			}
-			f.setState(device.String(), peer.ID.Path, state, reasons...)
-			f.setLink(device.String(), "boot and modules", false, strings.Join(reasons, "; "))
+			c.mon.attested.WithLabelValues("refused").Observe(time.Since(start).Seconds())
+			c.log.Warn("attestation refused", "event", "attest.refused", "node", device.String(), "reason", err.Error())
+			verdict.Reason = c.showRefusal(device, peer, err)
 		} else {
+			c.mon.attested.WithLabelValues("affirming").Observe(time.Since(start).Seconds())
 			verdict.Until = result.Expires()
-			log.Info("node attested", "event", "attest.affirming", "node", device.String(), "until", verdict.Until)
-			f.setState(device.String(), peer.ID.Path, "affirming")
-			f.setLink(device.String(), "boot and modules", true, "quote, event log and module proofs affirmed")
-			f.setLink(device.String(), "tunnel", true, peer.KeyExchange.String()+", attested until "+verdict.Until.UTC().Format(time.TimeOnly))
+			c.log.Info("node attested", "event", "attest.affirming", "node", device.String(), "until", verdict.Until)
+			c.showResult(device, peer, result)
 		}
 		msg, merr := json.Marshal(verdict)
 		if merr == nil {
@@ -149,6 +138,55 @@ func attestation(v *attest.Verifier, f *fleet, log *slog.Logger) verifyFunc {
 		}
 		return verdict.Until, merr
 	}
+}
+
+// showRefusal puts a refusal into the operator's picture, and returns what the
+// node is told: what is wrong, not what would be right.
+func (c *cloud) showRefusal(device registry.DeviceID, peer tlsconn.Peer, err error) string {
+	id, state := device.String(), "contraindicated"
+	if errors.Is(err, attest.ErrRevoked) {
+		state = "revoked"
+	}
+	reasons, told := []string{err.Error()}, "refused; the cloud's log says why"
+	broken := map[string][]string{"boot": nil, "modules": nil}
+	var refused *attest.AppraisalError
+	if errors.As(err, &refused) {
+		reasons = reasons[:0]
+		var codes []string
+		for _, r := range refused.Reasons {
+			reasons = append(reasons, r.Code+": "+r.Detail)
+			codes = append(codes, r.Code)
+			link := "boot"
+			if strings.HasPrefix(r.Code, "modules.") {
+				link = "modules"
+			}
+			broken[link] = append(broken[link], r.Detail)
+		}
+		told = strings.Join(slices.Compact(codes), ", ")
+	}
+	c.fleet.setState(id, peer.ID.Path, state, reasons...)
+	for link, why := range broken {
+		if len(why) > 0 {
+			c.fleet.setLink(id, link, false, strings.Join(why[:min(len(why), maxReasons)], "; "))
+		}
+	}
+	c.fleet.setLink(id, "tunnel", false, "cut: not attested")
+	return told
+}
+
+// showResult puts a verdict into the operator's picture, with its evidence.
+func (c *cloud) showResult(device registry.DeviceID, peer tlsconn.Peer, r *attest.Result) {
+	id := device.String()
+	notes := map[string][]string{}
+	for _, reason := range r.Reasons() {
+		link, _, _ := strings.Cut(reason.Code, ".")
+		notes[link] = append(notes[link], reason.Detail)
+	}
+	values := r.Values()
+	c.fleet.setState(id, peer.ID.Path, "affirming")
+	c.fleet.setLink(id, "boot", true, fmt.Sprintf("quote and event log verified: %s; boot %d of this TPM", strings.Join(notes["boot"], "; "), values.Clock().ResetCount))
+	c.fleet.setLink(id, "modules", true, "measured and proven for this nonce: "+strings.Join(notes["modules"], "; "))
+	c.fleet.setLink(id, "tunnel", true, peer.KeyExchange.String()+", attested until "+r.Expires().UTC().Format(time.TimeOnly))
 }
 
 func exchange(ctx context.Context, v *attest.Verifier, device registry.DeviceID, peer tlsconn.Peer, stream io.ReadWriter, bind func([]byte) ([]byte, error)) (*attest.Result, error) {

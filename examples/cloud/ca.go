@@ -9,12 +9,16 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
+
+	"filippo.io/age"
 )
 
 // Lifetimes of what `cloud init` makes. Node certificates live a day and are
@@ -158,11 +162,49 @@ func loadPEM(name, want string) ([]byte, error) {
 	return block.Bytes, nil
 }
 
-func loadAuthority(state string) (*authority, error) {
-	cert, err := loadCert(filepath.Join(state, "ca.crt"))
+func loadAuthority(cfg *config, state string) (*authority, error) {
+	cert, err := loadCert(cfg.file(state, "ca.crt"))
 	if err != nil {
 		return nil, err
 	}
-	key, err := loadKey(filepath.Join(state, "ca.key"))
+	key, err := loadKey(cfg.file(state, "ca.key"))
 	return &authority{cert, key}, err
+}
+
+func loadIdentity(certFile, keyFile string) ([][]byte, crypto.Signer, error) {
+	cert, err := loadCert(certFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := loadKey(keyFile)
+	return [][]byte{cert.Raw}, key, err
+}
+
+func loadAge(name string) (age.Identity, error) {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	id, err := age.ParseHybridIdentity(strings.TrimSpace(string(data)))
+	if err != nil {
+		return nil, fmt.Errorf("%s: not an age identity", name) // the cause would quote it
+	}
+	return id, nil
+}
+
+// loadCerts reads every PEM file of a directory.
+func loadCerts(dir string) ([]*x509.Certificate, error) {
+	names, err := fs.Glob(os.DirFS(dir), "*.pem")
+	if err != nil {
+		return nil, err
+	}
+	var certs []*x509.Certificate
+	for _, n := range names {
+		cert, err := loadCert(filepath.Join(dir, n))
+		if err != nil {
+			return nil, err
+		}
+		certs = append(certs, cert)
+	}
+	return certs, nil
 }

@@ -149,21 +149,36 @@ func TestChallengesAreSwept(t *testing.T) {
 	assert.Equal(t, "y", string(v))
 }
 
+// testPage is an operator page over a fleet of one node.
+func testPage(f *fleet) http.Handler {
+	p := &page{domain: "city.example", fleet: f, monitor: newMonitor(f.touched), usage: newUsage(), log: slog.New(slog.DiscardHandler),
+		releases: func(context.Context) ([]releaseView, error) { return nil, nil }}
+	return p.handler()
+}
+
 func TestPageEscapesWhatNodesSay(t *testing.T) {
-	f := newFleet(time.Now)
+	f := newFleet("", time.Now)
 	f.setState("00", "/node/00", "contraindicated", `<script>alert(1)</script>`)
-	f.setLink("00", "boot", false, "bad")
+	f.setLink("00", "boot", false, `<img src=x onerror=alert(1)>`)
+	h := testPage(f)
+	for _, path := range []string{"/", "/nodes/00", "/tenants", "/rollouts", "/events", "/?state=contraindicated&q=00"} {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, path, nil))
+		assert.Equal(t, http.StatusOK, rec.Code, path)
+		assert.NotContains(t, rec.Body.String(), "<script>alert", path)
+		assert.NotContains(t, rec.Body.String(), "<img", path)
+		assert.Contains(t, rec.Header().Get("Content-Security-Policy"), "default-src 'none'", path)
+		assert.NotContains(t, rec.Header().Get("Content-Security-Policy"), "unsafe", path)
+	}
 	rec := httptest.NewRecorder()
-	page(f, nil).ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/", nil))
-	assert.Equal(t, http.StatusOK, rec.Code)
-	assert.NotContains(t, rec.Body.String(), "<script>")
-	assert.Contains(t, rec.Header().Get("Content-Security-Policy"), "default-src 'none'")
-	rec = httptest.NewRecorder()
-	page(f, nil).ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/fleet.json", nil))
+	h.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/fleet.json", nil))
 	var nodes []nodeView
 	require.NoError(t, json.Unmarshal(rec.Body.Bytes(), &nodes))
 	require.Len(t, nodes, 1)
 	assert.Equal(t, "contraindicated", nodes[0].State)
+	rec = httptest.NewRecorder()
+	h.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/nodes/11", nil))
+	assert.Equal(t, http.StatusNotFound, rec.Code)
 }
 
 func TestBadReferenceFileShutsNobodyElseOut(t *testing.T) {
@@ -191,7 +206,7 @@ func TestBadReferenceFileShutsNobodyElseOut(t *testing.T) {
 	sign("forged", time.Now().Add(time.Hour), stranger.key)
 	require.NoError(t, os.WriteFile(filepath.Join(state, "reference", "empty"), nil, 0o600))
 
-	c := &cloud{state: state, log: slog.New(slog.DiscardHandler)}
+	c := &cloud{state: state, cfg: &config{}, log: slog.New(slog.DiscardHandler)}
 	got, err := c.currentReferences()
 	require.NoError(t, err)
 	require.Len(t, got, 1)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 
 	"github.com/trusttree/trusttree/examples/wire"
@@ -28,6 +29,47 @@ type config struct {
 	LeaseSeconds int `json:"lease_seconds"`
 	// Connectors says which class of module must be in which connector.
 	Connectors map[string]string `json:"connectors"`
+	// Status is a loopback host:port without TLS for /healthz, /readyz and
+	// /metrics; empty for none. Operators get /metrics at the API, too.
+	Status string `json:"listen_status,omitempty"`
+	// Instance names this process among several that share one PostgreSQL.
+	Instance string `json:"instance,omitempty"`
+	// Shared is the state directory of the first instance: what is not in this
+	// one (keys, certificates, releases, reference values) is read there.
+	Shared string `json:"shared,omitempty"`
+	// Postgres is the connection string of a role that may create roles and
+	// databases; empty keeps everything under the state directory.
+	Postgres string `json:"postgres,omitempty"`
+	// Schemas keeps each tenant in a schema instead of a database of its own.
+	Schemas bool `json:"postgres_schemas,omitempty"`
+	// Transit is where the tenants' keys are kept, instead of the directory kek.
+	Transit *transitConfig `json:"transit,omitempty"`
+	// MaxDestination is how many flows the whole fleet may have open to one
+	// destination that the gateway relays to; 0 means 256.
+	MaxDestination int `json:"max_flows_per_destination,omitempty"`
+}
+
+// transitConfig is a transit secrets engine of OpenBao or Vault.
+type transitConfig struct {
+	Address string `json:"address"`
+	Mount   string `json:"mount,omitempty"`
+	Token   string `json:"token_file"`      // read anew for each use, so that it can be rotated
+	Roots   string `json:"roots,omitempty"` // PEM file; the system's roots when empty
+	// InsecureHTTP allows an address without TLS, for a sidecar on the loopback.
+	InsecureHTTP bool `json:"insecure_http,omitempty"`
+}
+
+// file returns the path of a file of the state: of this instance's directory
+// or, where it is not there, of the first instance's.
+func (c *config) file(state string, name ...string) string {
+	own := filepath.Join(append([]string{state}, name...)...)
+	if c.Shared == "" {
+		return own
+	}
+	if _, err := os.Lstat(own); err == nil {
+		return own
+	}
+	return filepath.Join(append([]string{c.Shared}, name...)...)
 }
 
 func loadConfig(state string) (*config, error) {
@@ -44,6 +86,13 @@ func loadConfig(state string) (*config, error) {
 		return nil, wire.Usage("%s: %w", name, err)
 	}
 	return &c, nil
+}
+
+// loopback reports whether addr is host:port with a literal loopback address.
+func loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return err == nil && ip != nil && ip.IsLoopback()
 }
 
 func (c *config) check() error {
@@ -63,6 +112,24 @@ func (c *config) check() error {
 	}
 	if len(c.PCRs) == 0 {
 		return errors.New("pcrs is empty: a quote over nothing proves nothing")
+	}
+	if c.Status != "" && !loopback(c.Status) {
+		return fmt.Errorf("listen_status %q: it has no TLS, so only a loopback address will do, such as 127.0.0.1:8449", c.Status)
+	}
+	if c.Postgres != "" && c.Instance == "" {
+		return errors.New("instance is missing: with postgres, each process needs a name of its own, such as cloud-1")
+	}
+	if c.Postgres == "" && (c.Shared != "" || c.Instance != "") {
+		return errors.New("shared and instance need postgres: the embedded store belongs to one process")
+	}
+	if c.Shared != "" && !filepath.IsAbs(c.Shared) {
+		return fmt.Errorf("shared %q must be an absolute path", c.Shared)
+	}
+	if c.Transit != nil && (c.Transit.Address == "" || c.Transit.Token == "") {
+		return errors.New("transit needs address and token_file")
+	}
+	if c.MaxDestination < 0 {
+		return errors.New("max_flows_per_destination is negative")
 	}
 	if c.AttestSeconds <= 0 || c.LeaseSeconds <= 0 {
 		return errors.New("attest_seconds and lease_seconds must be positive")

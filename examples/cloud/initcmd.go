@@ -23,7 +23,6 @@ import (
 	"github.com/trusttree/trusttree/examples/wire"
 	"github.com/trusttree/trusttree/moduleid/revocation"
 	"github.com/trusttree/trusttree/tenantstore"
-	"github.com/trusttree/trusttree/tenantstore/keys"
 	"github.com/trusttree/trusttree/tlsconn"
 	"github.com/trusttree/trusttree/update/repository"
 )
@@ -34,6 +33,7 @@ type initOptions struct {
 	enroll, gateway     int
 	api                 int
 	tokenLife           time.Duration
+	postgres, instance  string
 }
 
 // initState makes a state directory (0700, files 0600): the CA, the gateway's
@@ -42,14 +42,7 @@ type initOptions struct {
 // that is there: keys are not replaced by accident.
 func initState(ctx context.Context, o initOptions, out io.Writer) (err error) {
 	o.state = filepath.Clean(o.state)
-	if _, err := os.Lstat(o.state); !errors.Is(err, fs.ErrNotExist) {
-		if err != nil {
-			return err
-		}
-		return wire.Usage("%s exists: choose a new directory, or remove that one if you mean to lose its keys", o.state)
-	}
-	// It is made under another name, so that a cut leaves none or all of it.
-	dir, err := os.MkdirTemp(filepath.Dir(o.state), filepath.Base(o.state)+".new-*")
+	dir, err := newDirectory(o.state)
 	if err != nil {
 		return err
 	}
@@ -71,7 +64,13 @@ func initState(ctx context.Context, o initOptions, out io.Writer) (err error) {
 		Version: 1, TrustDomain: o.domain,
 		Enroll: addr(o.host, o.enroll), Gateway: addr(o.host, o.gateway), API: addr(o.host, o.api),
 		PCRs: []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14}, Bank: "sha256", AttestSeconds: 600, LeaseSeconds: 900,
-		Connectors: map[string]string{},
+		Connectors: map[string]string{}, Postgres: o.postgres,
+	}
+	if o.postgres != "" {
+		cfg.Instance = o.instance
+	}
+	if err := cfg.check(); err != nil {
+		return wire.Usage("%w", err)
 	}
 	s.json("cloud.json", cfg)
 	s.json("flows.json", nodeFlows(o.domain))
@@ -109,20 +108,13 @@ func initState(ctx context.Context, o initOptions, out io.Writer) (err error) {
 		TUFRoot: root, PolicyKey: policySPKI, OwnerKey: ownerSPKI, SpoolTo: spool, RecoverTo: recovery,
 		ModuleRevocations: revocations, Token: rand.Text(), TokenExpiry: time.Now().Add(o.tokenLife).UTC().Truncate(time.Second),
 	}
-	if err := s.token(ctx, owner, boot.Token, boot.TokenExpiry); err != nil {
+	if err := s.token(ctx, cfg, owner, boot.Token, boot.TokenExpiry); err != nil {
 		return err
 	}
 	s.json("bootstrap.json", boot)
 	s.sync("", "keys")
-	if s.err != nil {
-		return s.err
-	}
-	if err := os.Rename(dir, o.state); err != nil {
+	if err := s.publish(o.state); err != nil {
 		return err
-	}
-	s.dir = filepath.Dir(o.state)
-	if s.sync(""); s.err != nil {
-		return s.err
 	}
 	fmt.Fprintf(out, "%s is ready.\n"+
 		"  bootstrap.json   for one node; its token works once, until %s\n"+
@@ -263,19 +255,98 @@ func (s *newState) repository(ctx context.Context) []byte {
 }
 
 // token opens the store for the first time and puts the token into it.
-func (s *newState) token(ctx context.Context, owner crypto.Signer, token string, expires time.Time) error {
-	kek, err := keys.OpenDir(ctx, filepath.Join(s.dir, "kek"), nil)
+func (s *newState) token(ctx context.Context, cfg *config, owner crypto.Signer, token string, expires time.Time) error {
+	c, err := storeConfig(ctx, s.dir, cfg, owner.Public(), s.ca.cert)
 	if err != nil {
 		return err
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(s.ca.cert)
-	store, err := tenantstore.Open(ctx, tenantstore.Config{
-		Name: s.domain, Dir: filepath.Join(s.dir, "store"), Keys: kek, Owners: []crypto.PublicKey{owner.Public()}, Roots: roots,
-	})
+	store, err := tenantstore.Open(ctx, c)
 	if err != nil {
 		return err
 	}
 	err = tokens{store.System()}.add(ctx, []byte(token), expires)
 	return errors.Join(err, store.Close(ctx))
+}
+
+// joinState makes the state directory of a further instance beside the first
+// one: its own addresses, gateway certificate and audit log, and the way to
+// the shared store. Keys, releases and reference values stay where they are,
+// in a directory that all instances read.
+func joinState(o initOptions, from string, out io.Writer) (err error) {
+	from, err = filepath.Abs(from)
+	if err != nil {
+		return err
+	}
+	first, err := loadConfig(from)
+	if err != nil {
+		return err
+	}
+	if first.Postgres == "" {
+		return wire.Usage("%s keeps its store for itself: further instances need one that was made with cloud init -postgres", from)
+	}
+	if o.instance == first.Instance {
+		return wire.Usage("-instance %s is the first instance's name", o.instance)
+	}
+	ca, err := loadAuthority(first, from)
+	if err != nil {
+		return err
+	}
+	cfg := *first
+	cfg.Instance, cfg.Shared, cfg.Status = o.instance, from, ""
+	cfg.Enroll, cfg.Gateway, cfg.API = addr(o.host, o.enroll), addr(o.host, o.gateway), addr(o.host, o.api)
+	if err := cfg.check(); err != nil {
+		return wire.Usage("%w", err)
+	}
+	store, err := wire.ReadCapped(filepath.Join(from, "store", "store.json"), maxConfig)
+	if err != nil {
+		return err
+	}
+	dir, err := newDirectory(o.state)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
+	s := &newState{dir: dir, domain: cfg.TrustDomain, ca: ca}
+	s.identity("gateway", x509.ExtKeyUsageServerAuth, []string{o.host})
+	s.json("cloud.json", &cfg)
+	s.mkdir("store")
+	s.file(filepath.Join("store", "store.json"), store)
+	s.sync("", "store")
+	if err := s.publish(o.state); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%s is ready: instance %s of the cloud in %s.\n"+
+		"Add to each node's bootstrap.json: \"more_gateways\": [%q], \"more_enroll_urls\": [%q]\n"+
+		"Next: cloud serve -state %s\n", o.state, o.instance, from, cfg.Gateway, "https://"+cfg.Enroll, o.state)
+	return nil
+}
+
+// newDirectory makes a directory beside the one that state will be, so that a
+// cut leaves none or all of it.
+func newDirectory(state string) (string, error) {
+	state = filepath.Clean(state)
+	if _, err := os.Lstat(state); !errors.Is(err, fs.ErrNotExist) {
+		if err != nil {
+			return "", err
+		}
+		return "", wire.Usage("%s exists: choose a new directory, or remove that one if you mean to lose its keys", state)
+	}
+	return os.MkdirTemp(filepath.Dir(state), filepath.Base(state)+".new-*")
+}
+
+// publish gives the finished directory its name.
+func (s *newState) publish(state string) error {
+	if s.err != nil {
+		return s.err
+	}
+	if err := os.Rename(s.dir, filepath.Clean(state)); err != nil {
+		return err
+	}
+	s.dir = filepath.Dir(filepath.Clean(state))
+	s.sync("")
+	return s.err
 }

@@ -3,6 +3,7 @@
 // in an instance of its own, and serves their updates.
 //
 //	cloud init -state DIR [-domain D] [-host H]   make the state directory
+//	cloud join -state DIR -from DIR -instance N   make the state of a further instance
 //	cloud serve -state DIR [-check]               run (-check: parse and stop)
 //	cloud issue -state DIR -name NAME             certificate for a tenant's service or an operator
 //
@@ -17,7 +18,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -36,7 +36,7 @@ func main() {
 
 func command(ctx context.Context, args []string, stdout io.Writer) error {
 	if len(args) == 0 {
-		return wire.Usage("say what to do: cloud init, cloud serve or cloud issue")
+		return wire.Usage("say what to do: cloud init, cloud join, cloud serve or cloud issue")
 	}
 	flags := flag.NewFlagSet("cloud "+args[0], flag.ContinueOnError)
 	state := flags.String("state", "", "the state directory")
@@ -50,16 +50,28 @@ func command(ctx context.Context, args []string, stdout io.Writer) error {
 		flags.IntVar(&o.gateway, "gateway-port", 8441, "port of the tunnel gateway")
 		flags.IntVar(&o.api, "api-port", 8442, "port of the API of tenants and operators")
 		flags.DurationVar(&o.tokenLife, "token-life", 7*24*time.Hour, "how long the enrolment token in bootstrap.json works")
+		flags.StringVar(&o.postgres, "postgres", "", "connection `string` of a PostgreSQL that several instances share; empty keeps all in the state directory")
+		flags.StringVar(&o.instance, "instance", "cloud-1", "with -postgres: the name of this instance")
 		run = func() error { o.state = *state; return initState(ctx, o, stdout) }
+	case "join":
+		var o initOptions
+		from := flags.String("from", "", "state directory of the first instance, which was made with -postgres")
+		flags.StringVar(&o.host, "host", "127.0.0.1", "name or address under which nodes reach this instance")
+		flags.IntVar(&o.enroll, "enroll-port", 8450, "port of the enrolment service")
+		flags.IntVar(&o.gateway, "gateway-port", 8451, "port of the tunnel gateway")
+		flags.IntVar(&o.api, "api-port", 8452, "port of the API of tenants and operators")
+		flags.StringVar(&o.instance, "instance", "cloud-2", "name of this instance")
+		run = func() error { o.state = *state; return joinState(o, *from, stdout) }
 	case "serve":
 		check := flags.Bool("check", false, "read the state directory and everything in it, and stop")
+		dsn := flags.String("postgres", "", "connection `string`, instead of the one in cloud.json")
 		page := flags.String("insecure-loopback-page", "", "loopback `address` that shows the operator page without a certificate")
-		run = func() error { return serve(ctx, *state, *page, *check, stdout) }
+		run = func() error { return serve(ctx, *state, *page, *dsn, *check, stdout) }
 	case "issue":
 		name := flags.String("name", "", "path of the SPIFFE ID, such as tenant/lighting or operator/anna")
 		run = func() error { return issueClient(*state, *name, stdout) }
 	default:
-		return wire.Usage("%q is none of init, serve, issue", args[0])
+		return wire.Usage("%q is none of init, join, serve, issue", args[0])
 	}
 	if err := wire.ParseFlags(flags, args[1:], stdout); err != nil {
 		return err
@@ -70,19 +82,21 @@ func command(ctx context.Context, args []string, stdout io.Writer) error {
 	return run()
 }
 
-func serve(ctx context.Context, state, loopbackPage string, check bool, stdout io.Writer) error {
-	if loopbackPage != "" {
-		host, _, err := net.SplitHostPort(loopbackPage)
-		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
-			return wire.Usage("-insecure-loopback-page %q: only a loopback address, such as 127.0.0.1:8443, may go without certificates", loopbackPage)
-		}
+func serve(ctx context.Context, state, loopbackPage, dsn string, check bool, stdout io.Writer) error {
+	if loopbackPage != "" && !loopback(loopbackPage) {
+		return wire.Usage("-insecure-loopback-page %q: only a loopback address, such as 127.0.0.1:8443, may go without certificates", loopbackPage)
 	}
 	cfg, err := loadConfig(state)
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
-	c, err := newCloud(ctx, state, cfg, log)
+	if dsn != "" {
+		cfg.Postgres = dsn
+		if err := cfg.check(); err != nil {
+			return wire.Usage("-postgres: %w", err)
+		}
+	}
+	c, err := newCloud(ctx, state, cfg, slog.NewJSONHandler(os.Stderr, nil))
 	if err != nil {
 		return err
 	}
@@ -102,7 +116,7 @@ func issueClient(state, name string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	ca, err := loadAuthority(state)
+	ca, err := loadAuthority(cfg, state)
 	if err != nil {
 		return err
 	}

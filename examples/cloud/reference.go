@@ -13,11 +13,11 @@ import (
 // references reads the appraisal policies in force: every file of the
 // directory reference/, each signed by the owner's policy key.
 func (c *cloud) references() ([]*secureboot.Policy, error) {
-	key, err := loadPublic(filepath.Join(c.state, "policy.pub"))
+	key, err := loadPublic(c.file("policy.pub"))
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(c.state, "reference")
+	dir := c.file("reference")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err

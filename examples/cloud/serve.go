@@ -8,16 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"filippo.io/age"
 
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/attest/ca"
@@ -30,7 +29,6 @@ import (
 	"github.com/trusttree/trusttree/moduleid/spdm"
 	"github.com/trusttree/trusttree/secureboot"
 	"github.com/trusttree/trusttree/tenantstore"
-	"github.com/trusttree/trusttree/tenantstore/keys"
 	"github.com/trusttree/trusttree/tlsconn"
 )
 
@@ -43,10 +41,16 @@ type cloud struct {
 	store *tenantstore.Store
 	trust *tlsconn.TrustStore
 	fleet *fleet
+	mon   *monitor
+	usage *usage
 
 	registrar *attest.Registrar
 	verifier  *attest.Verifier
 	gateway   *tlsconn.Gateway
+
+	destinations *destinations
+
+	ready atomic.Bool // all listeners are up
 
 	refMu  sync.Mutex
 	refs   []*secureboot.Policy
@@ -54,9 +58,11 @@ type cloud struct {
 	refAt  time.Time // when refs were read
 }
 
-func newCloud(ctx context.Context, state string, cfg *config, log *slog.Logger) (_ *cloud, err error) {
-	c := &cloud{state: state, cfg: cfg, log: log, fleet: newFleet(time.Now)}
-	if c.ca, err = loadAuthority(state); err != nil {
+func newCloud(ctx context.Context, state string, cfg *config, logs slog.Handler) (_ *cloud, err error) {
+	c := &cloud{state: state, cfg: cfg, usage: newUsage(), fleet: newFleet(cfg.Instance, time.Now)}
+	c.mon = newMonitor(c.fleet.touched)
+	c.log = c.mon.logger(logs)
+	if c.ca, err = loadAuthority(cfg, state); err != nil {
 		return nil, err
 	}
 	if err := c.openStore(ctx); err != nil {
@@ -70,28 +76,33 @@ func newCloud(ctx context.Context, state string, cfg *config, log *slog.Logger) 
 	if err := c.openAttestation(); err != nil {
 		return nil, err
 	}
-	return c, c.openGateway(ctx)
+	if err := c.openGateway(ctx); err != nil {
+		return nil, err
+	}
+	c.mon.observe(c.fleet, c.gateway.Peers)
+	return c, nil
 }
 
+// file returns the path of a file of the state.
+func (c *cloud) file(name ...string) string { return c.cfg.file(c.state, name...) }
+
+// tuf is the repository that nodes are served.
+func (c *cloud) tuf() fs.FS { return os.DirFS(c.file("tuf")) }
+
 func (c *cloud) openStore(ctx context.Context) error {
-	owner, err := loadPublic(filepath.Join(c.state, "owner.pub"))
+	owner, err := loadPublic(c.file("owner.pub"))
 	if err != nil {
 		return err
 	}
-	kek, err := keys.OpenDir(ctx, filepath.Join(c.state, "kek"), nil)
+	cfg, err := storeConfig(ctx, c.state, c.cfg, owner, c.ca.cert)
 	if err != nil {
 		return err
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(c.ca.cert)
-	c.store, err = tenantstore.Open(ctx, tenantstore.Config{
-		Name: c.cfg.TrustDomain, Dir: filepath.Join(c.state, "store"), Keys: kek,
-		Owners: []crypto.PublicKey{owner}, Roots: roots, Logger: c.log,
-	})
-	if err != nil {
+	cfg.Logger = c.log
+	if c.store, err = tenantstore.Open(ctx, cfg); err != nil {
 		return err
 	}
-	signed, err := os.ReadFile(filepath.Join(c.state, "assignments.json"))
+	signed, err := os.ReadFile(c.file("assignments.json"))
 	if err == nil {
 		if err = c.store.Assign(ctx, signed); errors.Is(err, tenantstore.ErrRollback) {
 			err = nil // newer ones came over the operators' API
@@ -101,12 +112,12 @@ func (c *cloud) openStore(ctx context.Context) error {
 }
 
 func (c *cloud) openAttestation() error {
-	makers, err := loadCerts(filepath.Join(c.state, "tpm-makers"))
+	makers, err := loadCerts(c.file("tpm-makers"))
 	if err != nil {
 		return err
 	}
 	if len(makers) == 0 {
-		return wire.Usage("%s is empty: put the certificates of the TPM makers whose nodes may enrol there, as *.pem", filepath.Join(c.state, "tpm-makers"))
+		return wire.Usage("%s is empty: put the certificates of the TPM makers whose nodes may enrol there, as *.pem", c.file("tpm-makers"))
 	}
 	issuer, err := ca.New(c.ca.cert, c.ca.key)
 	if err != nil {
@@ -144,7 +155,7 @@ func (c *cloud) moduleVerifier() (*moduleid.Verifier, error) {
 		Schemes: []moduleid.Scheme{atecc.Scheme(), spdm.Scheme{}},
 		Roots:   x509.NewCertPool(), Classes: map[string]moduleid.Class{}, Connectors: map[string]moduleid.Connector{},
 	}
-	owner, err := loadPublic(filepath.Join(c.state, "owner.pub"))
+	owner, err := loadPublic(c.file("owner.pub"))
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +163,7 @@ func (c *cloud) moduleVerifier() (*moduleid.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := os.ReadFile(filepath.Join(c.state, "module-revocations"))
+	list, err := os.ReadFile(c.file("module-revocations"))
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +176,7 @@ func (c *cloud) moduleVerifier() (*moduleid.Verifier, error) {
 		if _, ok := v.Classes[class]; ok {
 			continue
 		}
-		certs, err := loadCerts(filepath.Join(c.state, "module-makers", class))
+		certs, err := loadCerts(c.file("module-makers", class))
 		if err != nil {
 			return nil, fmt.Errorf("module class %q: %w", class, err)
 		}
@@ -180,7 +191,7 @@ func (c *cloud) moduleVerifier() (*moduleid.Verifier, error) {
 }
 
 func (c *cloud) openGateway(ctx context.Context) error {
-	chain, key, err := loadIdentity(c.state, "gateway")
+	chain, key, err := loadIdentity(c.file("gateway.crt"), c.file("gateway.key"))
 	if err != nil {
 		return err
 	}
@@ -191,14 +202,14 @@ func (c *cloud) openGateway(ctx context.Context) error {
 	if c.trust, err = tlsconn.NewTrustStore(tlsconn.TrustOptions{Roots: []*x509.Certificate{c.ca.cert}}); err != nil {
 		return err
 	}
-	if err := c.revokeKnown(ctx); err != nil {
+	if err := errors.Join(c.loadAllViews(ctx), c.revokeKnown(ctx)); err != nil {
 		return err
 	}
 	authorize, err := tlsconn.AllowIDs("spiffe://" + c.cfg.TrustDomain + "/node/*")
 	if err != nil {
 		return err
 	}
-	text, err := wire.ReadCapped(filepath.Join(c.state, "flows.json"), 1<<20)
+	text, err := wire.ReadCapped(c.file("flows.json"), 1<<20)
 	if err != nil {
 		return err
 	}
@@ -206,6 +217,7 @@ func (c *cloud) openGateway(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("flows.json: %w", err)
 	}
+	c.destinations = newDestinations(c.store.System(), c.cfg.Instance, c.cfg.MaxDestination, c.cfg.Postgres != "")
 	flows, err := tlsconn.NewPolicyStore(policy)
 	if err != nil {
 		return err
@@ -213,22 +225,23 @@ func (c *cloud) openGateway(ctx context.Context) error {
 	c.gateway, err = tlsconn.NewGateway(tlsconn.GatewayConfig{
 		Config: tlsconn.Config{
 			Identity: identity, Trust: c.trust, Authorize: authorize, Policy: flows, RequirePQ: true, Logger: c.log,
-			Audit: c.audit, Events: c.tunnelEvent,
+			Audit: c.audit, Events: c.tunnelEvent, Fleet: c.destinations.take,
 		},
-		Verify: attestation(c.verifier, c.fleet, c.log),
+		Verify: c.attestation(),
 	})
 	if err != nil {
 		return err
 	}
-	spool, err := loadAge(filepath.Join(c.state, "spool.key"))
+	spool, err := loadAge(c.file("spool.key"))
 	if err != nil {
 		return err
 	}
 	lease := time.Duration(c.cfg.LeaseSeconds) * time.Second
 	for name, h := range map[string]http.Handler{
-		wire.ServiceIngest: ingestHandler(c.store, spool, c.fleet, c.log),
+		wire.ServiceIngest: c.ingestHandler(spool),
 		wire.ServiceKeys:   sharesHandler(newShares(c.store, devices{c.store.System()}, lease, c.log), c.fleet),
-		wire.ServiceTUF:    http.FileServerFS(os.DirFS(filepath.Join(c.state, "tuf"))),
+		wire.ServiceTUF:    http.FileServerFS(c.tuf()),
+		wire.ServiceReport: newReports(c.fleet, c.log).handler(),
 	} {
 		if err := c.gateway.Handle(name, h); err != nil {
 			return err
@@ -247,7 +260,9 @@ func (c *cloud) revokeKnown(ctx context.Context) error {
 		}
 		for _, d := range page {
 			after = d.ID
-			c.fleet.setState(d.ID.String(), "/node/"+d.ID.String(), string(d.State), d.Reason)
+			if v, ok := c.fleet.node(d.ID.String()); !ok || v.State == "revoked" != (d.State == registry.Revoked) {
+				c.fleet.setState(d.ID.String(), "/node/"+d.ID.String(), string(d.State), d.Reason)
+			}
 			if d.State == registry.Revoked {
 				id := tlsconn.ID{TrustDomain: c.cfg.TrustDomain, Path: "/node/" + d.ID.String()}
 				revoked = append(revoked, tlsconn.Revocation{ID: id, Reason: d.Reason})
@@ -264,6 +279,8 @@ func (c *cloud) audit(r tlsconn.FlowRecord) {
 		c.log.Warn("flow refused", "event", "flow.refused", "node", r.Node.String(), "target", r.Target, "rule", r.Rule, "decided_by", string(r.DecidedBy), "reason", r.Reason)
 		return
 	}
+	c.mon.flows.WithLabelValues("up").Add(float64(r.Up))
+	c.mon.flows.WithLabelValues("down").Add(float64(r.Down))
 	c.log.Info("flow ended", "event", "flow.ended", "node", r.Node.String(), "target", r.Target, "rule", r.Rule, "up", r.Up, "down", r.Down, "end", r.End)
 }
 
@@ -289,28 +306,36 @@ func (c *cloud) run(ctx context.Context, loopbackPage string) error {
 	if err != nil {
 		return err
 	}
-	a := &admin{store: c.store, registrar: c.registrar, trust: c.trust, gateway: c.gateway, fleet: c.fleet, domain: c.cfg.TrustDomain, log: c.log}
+	operators := c.admin()
+	pages := &page{domain: c.cfg.TrustDomain, fleet: c.fleet, monitor: c.mon, usage: c.usage, releases: c.releases, log: c.log}
 	api := http.NewServeMux()
-	api.Handle("/v1/admin/", a.handler())
-	api.HandleFunc("GET /v1/records", queryHandler(c.store, c.log))
-	api.Handle("/", a.operator(func(w http.ResponseWriter, r *http.Request, _ tenantstore.Principal) error {
-		page(c.fleet, c.log).ServeHTTP(w, r)
+	api.Handle("/v1/admin/", operators.handler())
+	api.HandleFunc("GET /v1/records", c.queryHandler())
+	api.HandleFunc("GET /v1/audit", c.auditHandler())
+	api.Handle("GET /metrics", operators.operator(func(w http.ResponseWriter, r *http.Request, _ tenantstore.Principal) error {
+		c.mon.handler().ServeHTTP(w, r)
 		return nil
 	}))
-	servers := []struct {
+	api.Handle("/", operators.operator(func(w http.ResponseWriter, r *http.Request, p tenantstore.Principal) error {
+		mine := *pages
+		mine.tenants = func(ctx context.Context) ([]tenantstore.Info, error) { return c.store.Tenants(ctx, p) }
+		mine.handler().ServeHTTP(w, r)
+		return nil
+	}))
+	type server struct {
 		name, addr string
 		tls        *tls.Config
 		h          http.Handler
-	}{
+	}
+	servers := []server{
 		{"enrol", c.cfg.Enroll, enrollTLS, limited(maxEnrolments, enrollHandler(c.registrar, c.fleet, c.log))},
 		{"api", c.cfg.API, apiTLS, api},
 	}
 	if loopbackPage != "" {
-		servers = append(servers, struct {
-			name, addr string
-			tls        *tls.Config
-			h          http.Handler
-		}{"page", loopbackPage, nil, page(c.fleet, c.log)})
+		servers = append(servers, server{"page", loopbackPage, nil, onLoopback(pages.handler())})
+	}
+	if c.cfg.Status != "" {
+		servers = append(servers, server{"status", c.cfg.Status, nil, onLoopback(c.statusHandler())})
 	}
 	for _, s := range servers {
 		ln, err := net.Listen("tcp", s.addr)
@@ -331,35 +356,58 @@ func (c *cloud) run(ctx context.Context, loopbackPage string) error {
 		return wire.Unavailable(err, "is another instance running on this address?")
 	}
 	go func() { cancel(c.gateway.Serve(ctx, ln)) }()
-	go c.sweep(ctx)
+	var loops sync.WaitGroup
+	defer loops.Wait()
+	for _, loop := range []func(context.Context){c.sweep, c.follow, c.destinations.run} {
+		loops.Go(func() { loop(ctx) })
+	}
+	c.ready.Store(true)
+	notify("READY=1")
+	loops.Go(func() { c.watchdog(ctx) })
 	c.log.Info("listening", "event", "cloud.ready", "service", "gateway", "address", ln.Addr().String())
 
 	<-ctx.Done()
+	c.ready.Store(false)
+	notify("STOPPING=1")
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer done()
-	err = errors.Join(c.gateway.Shutdown(stop), c.store.Close(stop))
+	err = c.gateway.Shutdown(stop)
+	loops.Wait()
+	err = errors.Join(err, c.flushViews(stop), c.store.Close(stop))
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		err = errors.Join(cause, err)
 	}
 	return err
 }
 
-// sweep drops challenges that nobody answered.
+// sweep drops challenges that nobody answered, what all instances have seen,
+// and the trust in nodes that missed their deadline.
 func (c *cloud) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(time.Minute):
-			if err := (challenges{c.store.System()}).sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
-				c.log.Warn("sweep of challenges", "event", "sweep.failed", "error", err.Error())
+		case now := <-tick.C:
+			missed, err := c.verifier.Sweep(ctx)
+			for _, d := range missed {
+				c.log.Warn("a node did not attest in time", "event", "attest.missed", "node", d.String())
+				c.fleet.setState(d.String(), "", "unreachable", "it did not attest before its deadline")
+			}
+			err = errors.Join(err, challenges{c.store.System()}.sweep(ctx, now), c.sweepChanges(ctx, now))
+			if err != nil && ctx.Err() == nil {
+				c.log.Warn("sweep of the store", "event", "sweep.failed", "error", err.Error())
 			}
 		}
 	}
 }
 
+// sweepEvery is how often sweep looks.
+const sweepEvery = 30 * time.Second
+
 func (c *cloud) serverTLS() (enroll, api *tls.Config, err error) {
-	chain, key, err := loadIdentity(c.state, "gateway")
+	chain, key, err := loadIdentity(c.file("gateway.crt"), c.file("gateway.key"))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -369,42 +417,4 @@ func (c *cloud) serverTLS() (enroll, api *tls.Config, err error) {
 	enroll = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: cert}
 	api = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: cert, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots, SessionTicketsDisabled: true}
 	return enroll, api, nil
-}
-
-func loadIdentity(state, name string) ([][]byte, crypto.Signer, error) {
-	cert, err := loadCert(filepath.Join(state, name+".crt"))
-	if err != nil {
-		return nil, nil, err
-	}
-	key, err := loadKey(filepath.Join(state, name+".key"))
-	return [][]byte{cert.Raw}, key, err
-}
-
-func loadAge(name string) (age.Identity, error) {
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return nil, err
-	}
-	id, err := age.ParseHybridIdentity(strings.TrimSpace(string(data)))
-	if err != nil {
-		return nil, fmt.Errorf("%s: not an age identity", name) // the cause would quote it
-	}
-	return id, nil
-}
-
-// loadCerts reads every PEM file of a directory.
-func loadCerts(dir string) ([]*x509.Certificate, error) {
-	names, err := fs.Glob(os.DirFS(dir), "*.pem")
-	if err != nil {
-		return nil, err
-	}
-	var certs []*x509.Certificate
-	for _, n := range names {
-		cert, err := loadCert(filepath.Join(dir, n))
-		if err != nil {
-			return nil, err
-		}
-		certs = append(certs, cert)
-	}
-	return certs, nil
 }

@@ -11,7 +11,8 @@ import (
 )
 
 // BootstrapVersion is the version of bootstrap.json that this code writes.
-const BootstrapVersion = 1
+// Version 1, without more_gateways and more_enroll_urls, is read too.
+const BootstrapVersion = 2
 
 // MaxBootstrap bounds bootstrap.json, in bytes.
 const MaxBootstrap = 256 << 10
@@ -26,11 +27,14 @@ type Bootstrap struct {
 	EnrollURL   string `json:"enroll_url"`   // https://host:port
 	Gateway     string `json:"gateway"`      // host:port of the tunnel gateway
 	GatewayID   string `json:"gateway_id"`   // its SPIFFE ID
-	TUFRoot     []byte `json:"tuf_root"`     // the first root.json
-	PolicyKey   []byte `json:"policy_key"`   // SPKI DER of who signs boot policies
-	OwnerKey    []byte `json:"owner_key"`    // SPKI DER of who signs module revocations
-	SpoolTo     string `json:"spool_to"`     // age recipient of telemetry, which the node can't read back
-	RecoverTo   string `json:"recover_to"`   // age recipient of the volumes' recovery slots
+	// MoreGateways and MoreEnrollURLs are those of the cloud's other instances.
+	MoreGateways   []string `json:"more_gateways,omitempty"`
+	MoreEnrollURLs []string `json:"more_enroll_urls,omitempty"`
+	TUFRoot        []byte   `json:"tuf_root"`   // the first root.json
+	PolicyKey      []byte   `json:"policy_key"` // SPKI DER of who signs boot policies
+	OwnerKey       []byte   `json:"owner_key"`  // SPKI DER of who signs module revocations
+	SpoolTo        string   `json:"spool_to"`   // age recipient of telemetry, which the node can't read back
+	RecoverTo      string   `json:"recover_to"` // age recipient of the volumes' recovery slots
 	// ModuleRevocations is the signed list of modules that are revoked.
 	ModuleRevocations []byte    `json:"module_revocations"`
 	Token             string    `json:"token"` // single use
@@ -43,14 +47,16 @@ func ParseBootstrap(data []byte) (*Bootstrap, error) {
 	if err := Decode(data, MaxBootstrap, &b); err != nil {
 		return nil, fmt.Errorf("bootstrap.json: %w", err)
 	}
-	if b.Version != BootstrapVersion {
-		return nil, fmt.Errorf("bootstrap.json: version %d, this program reads %d", b.Version, BootstrapVersion)
+	if b.Version < 1 || b.Version > BootstrapVersion || (b.Version == 1 && len(b.MoreGateways)+len(b.MoreEnrollURLs) > 0) {
+		return nil, fmt.Errorf("bootstrap.json: version %d with these fields, this program reads 1 and %d", b.Version, BootstrapVersion)
 	}
 	if _, err := b.RootPool(); err != nil {
 		return nil, fmt.Errorf("bootstrap.json: %w", err)
 	}
-	if u, err := url.Parse(b.EnrollURL); err != nil || u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("bootstrap.json: enroll_url %q is not an https URL", b.EnrollURL)
+	for _, e := range b.EnrollURLs() {
+		if u, err := url.Parse(e); err != nil || u.Scheme != "https" || u.Host == "" {
+			return nil, fmt.Errorf("bootstrap.json: enroll_url %q is not an https URL", e)
+		}
 	}
 	for name, v := range map[string]string{"trust_domain": b.TrustDomain, "gateway": b.Gateway, "gateway_id": b.GatewayID, "spool_to": b.SpoolTo, "recover_to": b.RecoverTo} {
 		if v == "" {
@@ -71,6 +77,12 @@ func LoadBootstrap(name string) (*Bootstrap, error) {
 	}
 	return ParseBootstrap(data)
 }
+
+// Gateways returns the tunnel gateways of all instances.
+func (b *Bootstrap) Gateways() []string { return append([]string{b.Gateway}, b.MoreGateways...) }
+
+// EnrollURLs returns the enrolment services of all instances.
+func (b *Bootstrap) EnrollURLs() []string { return append([]string{b.EnrollURL}, b.MoreEnrollURLs...) }
 
 // RootCerts returns the cloud's root certificates.
 func (b *Bootstrap) RootCerts() ([]*x509.Certificate, error) {

@@ -7,6 +7,7 @@ const (
 	ServiceIngest = "ingest" // HTTP: POST /v1/ingest
 	ServiceTUF    = "tuf"    // HTTP: GET of the TUF repository's files
 	ServiceKeys   = "keys"   // HTTP: POST /v1/share, the data volume's share
+	ServiceReport = "report" // HTTP: POST /v1/report/begin gives a nonce, POST /v1/report takes a SoftwareReport
 )
 
 // Media types of what a node adds to its evidence.
@@ -46,4 +47,11 @@ type Verdict struct {
 	OK      bool      `json:"ok"`
 	Until   time.Time `json:"until,omitzero"`
 	Reason  string    `json:"reason,omitempty"`
+}
+
+// SoftwareReport is what a node says about its software.
+type SoftwareReport struct {
+	Version int    `json:"version"` // 1
+	Running string `json:"running"` // version of what runs
+	Signed  []byte `json:"signed"`  // update.SignReport, over the nonce, by the node's certified key
 }
