@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/trusttree/trusttree/attest/internal/roca"
+	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
 )
 
@@ -27,7 +29,8 @@ type Endorsers struct {
 	Allowed []registry.DeviceID
 	// MinFirmware gives the lowest firmware version accepted by manufacturer
 	// ("id:494E5443"), as signed in quotes. Where it is not empty, a
-	// manufacturer not listed is refused.
+	// manufacturer not listed is refused, and so is an attestation key outside
+	// the endorsement hierarchy, for which a TPM shows no true version.
 	MinFirmware map[string]uint64
 }
 
@@ -59,7 +62,7 @@ func (e *Endorsement) Version() string { return e.version }
 
 // Verify checks an EK certificate (DER, as found in NV) against the anchors,
 // with the help of further certificates: chain, validity at now, extended key
-// usage 2.23.133.8.1, not a CA, TPM manufacturer, model and version in the
+// usage 2.23.133.8.1, key usage where there is one, not a CA, TPM manufacturer, model and version in the
 // subject alternative name, key type. Every error is ErrUntrustedEK.
 func (e Endorsers) Verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 	en, err := e.verify(chain, now)
@@ -97,11 +100,14 @@ func (e Endorsers) verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 	if _, err := templateOf(leaf.PublicKey); err != nil {
 		return nil, err
 	}
-	if k, ok := leaf.PublicKey.(*rsa.PublicKey); ok && roca(k.N) {
+	if k, ok := leaf.PublicKey.(*rsa.PublicKey); ok && roca.Weak(k.N) {
 		return nil, errors.New("key has the fingerprint of ROCA (CVE-2017-15361): its private key can be computed")
 	}
 	if leaf.IsCA || leaf.KeyUsage&x509.KeyUsageCertSign != 0 {
 		return nil, errors.New("certificate is a CA's")
+	}
+	if leaf.KeyUsage != 0 && leaf.KeyUsage&(x509.KeyUsageKeyEncipherment|x509.KeyUsageKeyAgreement) == 0 {
+		return nil, errors.New("certificate's key usage is not that of an endorsement key, which deciphers or agrees on keys")
 	}
 	if !slices.ContainsFunc(leaf.UnknownExtKeyUsage, oidEKCertificate.Equal) {
 		return nil, errors.New("certificate lacks the extended key usage 2.23.133.8.1 of an endorsement key")
@@ -134,17 +140,19 @@ func parseCertificate(der []byte) (*x509.Certificate, error) {
 }
 
 // firmwareFloor returns ErrFirmware for a TPM whose signed firmware version is
-// too low.
-func (e Endorsers) firmwareFloor(manufacturer string, firmware uint64) error {
+// too low, or not shown.
+func (e Endorsers) firmwareFloor(manufacturer string, v quote.Values) error {
 	if len(e.MinFirmware) == 0 {
 		return nil
 	}
 	floor, ok := e.MinFirmware[manufacturer]
-	if !ok {
+	switch {
+	case !ok:
 		return fmt.Errorf("%w: no floor is set for manufacturer %q", ErrFirmware, manufacturer)
-	}
-	if firmware < floor {
-		return fmt.Errorf("%w: %016x of manufacturer %s, want at least %016x: update the TPM", ErrFirmware, firmware, manufacturer, floor)
+	case !v.Plain():
+		return fmt.Errorf("%w: the attestation key is not a primary key of the endorsement hierarchy, so the TPM obscures its firmware version: enrol the node with such a key", ErrFirmware)
+	case v.Firmware() < floor:
+		return fmt.Errorf("%w: %016x of manufacturer %s, want at least %016x: update the TPM", ErrFirmware, v.Firmware(), manufacturer, floor)
 	}
 	return nil
 }

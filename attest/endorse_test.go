@@ -20,6 +20,7 @@ import (
 
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/attest/internal/softnode"
+	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
 )
 
@@ -58,6 +59,22 @@ func TestEndorsementChains(t *testing.T) {
 	require.ErrorIs(t, err, attest.ErrUntrustedEK, "not on the list")
 }
 
+// T15: makers still have intermediates that a root signed with SHA-1, which Go
+// does not check. As an anchor such an intermediate needs nobody's signature.
+func TestT15IntermediateSignedWithSHA1(t *testing.T) {
+	m, now := softnode.NewMaker(), time.Now()
+	ek, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	leaf := m.Sign(m.EKTemplate(ek.Public()), ek.Public())
+	issuer, err := x509.ParseCertificate(m.IssuerSHA1())
+	require.NoError(t, err)
+	require.Equal(t, x509.ECDSAWithSHA1, issuer.SignatureAlgorithm)
+	_, err = attest.Endorsers{Anchors: []*x509.Certificate{m.Root}, Intermediates: []*x509.Certificate{issuer}}.Verify([][]byte{leaf}, now)
+	require.ErrorIs(t, err, attest.ErrUntrustedEK, "a SHA-1 signature vouches for nothing")
+	_, err = attest.Endorsers{Anchors: []*x509.Certificate{issuer}}.Verify([][]byte{leaf}, now)
+	require.NoError(t, err)
+}
+
 // T15, T16: certificates that are not an endorsement key's.
 func TestT15CertificatesRefused(t *testing.T) {
 	m, now := softnode.NewMaker(), time.Now()
@@ -74,6 +91,7 @@ func TestT15CertificatesRefused(t *testing.T) {
 		},
 		"a CA":                  func(c *x509.Certificate) crypto.PublicKey { c.IsCA = true; return nil },
 		"may sign certificates": func(c *x509.Certificate) crypto.PublicKey { c.KeyUsage |= x509.KeyUsageCertSign; return nil },
+		"key that only signs":   func(c *x509.Certificate) crypto.PublicKey { c.KeyUsage = x509.KeyUsageDigitalSignature; return nil },
 		"no alternative name":   func(c *x509.Certificate) crypto.PublicKey { c.ExtraExtensions = nil; return nil },
 		"manufacturer left out": func(c *x509.Certificate) crypto.PublicKey {
 			c.ExtraExtensions[0].Value = softnode.SAN("", "m", "v")
@@ -151,8 +169,9 @@ func TestOddEKCertificates(t *testing.T) {
 	require.ErrorIs(t, err, attest.ErrUntrustedEK, "the signature covers the original serial")
 }
 
-// T13: a modulus made like ROCA's is refused, others are not.
-func TestT13ROCA(t *testing.T) {
+// rocaModulus is made as the broken library made its primes' product: a power
+// of 65537 modulo the product of the small primes.
+func rocaModulus(t *testing.T) *big.Int {
 	m := big.NewInt(1)
 	for p := int64(2); p <= 167; p++ {
 		if big.NewInt(p).ProbablyPrime(0) {
@@ -164,11 +183,21 @@ func TestT13ROCA(t *testing.T) {
 	for n.BitLen() < 2048 {
 		n.Add(n, new(big.Int).Lsh(m, uint(2047-m.BitLen())))
 	}
-	weak := &rsa.PublicKey{N: n, E: 65537}
 	require.Equal(t, 2048, n.BitLen())
+	return n
+}
+
+// T13: a modulus made like ROCA's is refused, others are not: in an endorsement
+// certificate, as an attestation key and as a TLS key.
+func TestT13ROCA(t *testing.T) {
+	weak := &rsa.PublicKey{N: rocaModulus(t), E: 65537}
+	ak := softnode.NewKey(softnode.RSA(), softnode.AKAttributes)
+	_, err := quote.ParseKey(append(ak.Public[:len(ak.Public)-256], weak.N.Bytes()...))
+	require.ErrorIs(t, err, quote.ErrKey)
+	require.ErrorContains(t, err, "ROCA")
 	maker := softnode.NewMaker()
 	e := attest.Endorsers{Anchors: []*x509.Certificate{maker.Issuer}}
-	_, err := e.Verify([][]byte{maker.Sign(maker.EKTemplate(weak), weak)}, time.Now())
+	_, err = e.Verify([][]byte{maker.Sign(maker.EKTemplate(weak), weak)}, time.Now())
 	require.ErrorIs(t, err, attest.ErrUntrustedEK)
 	require.ErrorContains(t, err, "ROCA")
 	key, err := rsa.GenerateKey(rand.Reader, 2048)

@@ -24,6 +24,11 @@ type Collector func(ctx context.Context, nonce []byte) (mediaType string, body [
 // as /sys/kernel/security/tpm0/binary_bios_measurements.
 func FileCollector(mediaType, name string, limit int64) Collector {
 	return func(context.Context, []byte) (string, []byte, error) {
+		if fi, err := os.Stat(name); err != nil {
+			return "", nil, err
+		} else if !fi.Mode().IsRegular() { // a pipe would hold the node up for ever
+			return "", nil, fmt.Errorf("%s is not a regular file", name)
+		}
 		f, err := os.Open(name)
 		if err != nil {
 			return "", nil, err

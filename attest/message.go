@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/trusttree/trusttree/attest/internal/strict"
 	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
 )
@@ -125,7 +126,7 @@ func Parse[M Message](data []byte) (*M, error) {
 	if len(data) > limit {
 		return nil, fmt.Errorf("%w: message of %d bytes, limit %d", ErrMalformed, len(data), limit)
 	}
-	if err := decodeStrict(data, m); err != nil {
+	if err := strict.Decode(data, m); err != nil {
 		return nil, fmt.Errorf("%w: %T: %w", ErrMalformed, *m, err)
 	}
 	if err := check(m); err != nil {

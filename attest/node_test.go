@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -168,6 +169,7 @@ func enrolsAndAttests(t *testing.T, dev *tpmtest.TPM, endorsers attest.Endorsers
 	assert.Equal(t, want[:], seen.PCRs[13])
 	assert.Equal(t, want[:], r.Values().PCR(crypto.SHA256, 13))
 	assert.Equal(t, append([]byte("log "), seen.Nonce...), seen.Bodies["application/x-log"])
+	assert.True(t, r.Values().Plain(), "counters and firmware version are the true ones")
 	assert.NotZero(t, seen.Clock.ResetCount, "the attestation key is in the endorsement hierarchy: counters are not obfuscated")
 	assert.Equal(t, []attest.Reason{{Code: "boot", Detail: "as published"}}, r.Reasons())
 	stored, err := c.devices.Get(t.Context(), n.Device())
@@ -302,12 +304,15 @@ func TestCollectorsThatFail(t *testing.T) {
 	}
 	big := filepath.Join(t.TempDir(), "big")
 	require.NoError(t, os.WriteFile(big, make([]byte, 100), 0o600))
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
 	for name, collectors := range map[string][]attest.Collector{
 		"error":         {body("a/a", errors.New("bay is open"))},
 		"twice":         {body("a/a", nil), body("a/a", nil)},
 		"no media type": {body("", nil)},
 		"no file":       {attest.FileCollector("a/a", big+"x", 10)},
 		"file too big":  {attest.FileCollector("a/a", big, 99)},
+		"a pipe":        {attest.FileCollector("a/a", pipe, 99)},
 	} {
 		n := open(t, dev, attest.NodeConfig{Endorsers: endorsers, Collectors: collectors})
 		key, _ := c.enroll(n)

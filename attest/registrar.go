@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/trusttree/trusttree/attest/internal/strict"
 	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
 )
@@ -352,7 +353,7 @@ func takePending(ctx context.Context, s registry.ChallengeStore, id string, now 
 		return nil, fmt.Errorf("attest: take challenge: %w", err)
 	}
 	p := &pending{}
-	if err := decodeStrict(value, p); err != nil || p.Version != messageVersion {
+	if err := strict.Decode(value, p); err != nil || p.Version != messageVersion {
 		return nil, fmt.Errorf("%w: stored challenge can't be read", ErrChallenge)
 	}
 	if p.Purpose != purposeEnroll {

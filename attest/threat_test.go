@@ -94,6 +94,23 @@ func TestT13FirmwareFloor(t *testing.T) {
 	}
 }
 
+// T13: outside the endorsement hierarchy a TPM adds a secret number to its
+// firmware version: old firmware looks like new one, and does not pass for it.
+func TestT13ObscuredFirmware(t *testing.T) {
+	c, m := softCloud(t, func(_ *attest.RegistrarConfig, v *attest.VerifierConfig) {
+		v.Endorsers.MinFirmware = map[string]uint64{"id:54524553": 7}
+	})
+	n := softnode.NewNode(m)
+	n.Hierarchy, n.Firmware = 0x40000001, 0x8fc0_1234_5678_9abc // the owner's
+	_, err := softEnroll(c, n)
+	require.NoError(t, err)
+	_, err = softAttest(c, n)
+	require.ErrorIs(t, err, attest.ErrFirmware)
+	n.Hierarchy, n.Firmware = 0x4000000B, 7
+	_, err = softAttest(c, n)
+	require.NoError(t, err)
+}
+
 // T16: a key that Go can't read is an error that says so, never a nil key.
 func TestT16RSASSAPSSCertificate(t *testing.T) {
 	m := softnode.NewMaker()
@@ -107,6 +124,28 @@ func TestT16RSASSAPSSCertificate(t *testing.T) {
 		require.ErrorIs(t, err, attest.ErrUntrustedEK, name)
 		require.ErrorContains(t, err, "can't be read", name)
 	}
+}
+
+// T8: while evidence was under way its device was revoked, released and
+// enrolled anew with another attestation key: what the old key said is void.
+func TestT8KeyReplacedUnderWay(t *testing.T) {
+	c, m := softCloud(t)
+	n := softnode.NewNode(m)
+	_, err := softEnroll(c, n)
+	require.NoError(t, err)
+	c.opinion = func(attest.Input) attest.Opinion {
+		require.NoError(t, c.registrar.Revoke(t.Context(), n.Device, "repair"))
+		require.NoError(t, c.registrar.Release(t.Context(), n.Device))
+		n.AK = softnode.NewKey(softnode.P256(), softnode.AKAttributes)
+		_, err := softEnroll(c, n)
+		require.NoError(t, err)
+		return attest.Opinion{Status: attest.StatusAffirming}
+	}
+	_, err = softAttest(c, n)
+	require.ErrorIs(t, err, attest.ErrKeyMismatch)
+	d, err := c.devices.Get(t.Context(), n.Device)
+	require.NoError(t, err)
+	assert.Equal(t, registry.Enrolled, d.State)
 }
 
 // T19: errors of the TPM can be told apart.

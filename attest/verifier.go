@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/subtle"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/trusttree/trusttree/attest/internal/strict"
 	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
 )
@@ -226,7 +228,7 @@ func (v *Verifier) appraise(ctx context.Context, s Session, e *Evidence) (*Resul
 		return nil, broken("quote", err)
 	}
 	in := v.input(s, o, e, values, now)
-	verdict := v.judge(ctx, d, in, o.Minted)
+	verdict := v.judge(ctx, d, in, values, o.Minted)
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("attest: appraise %s: %w", d.ID, err)
 	}
@@ -234,9 +236,13 @@ func (v *Verifier) appraise(ctx context.Context, s Session, e *Evidence) (*Resul
 		return nil, verdict
 	}
 	deadline := now.Add(v.c.ResultTTL)
+	judged := d.AKPublic
 	err = update(ctx, v.c.Devices, d.ID, func(d *registry.Device) error { // revocation counts up to the verdict
 		if err := admissible(*d, s); err != nil {
 			return refusal(err)
+		}
+		if !bytes.Equal(d.AKPublic, judged) { // released and enrolled anew meanwhile
+			return refusal(fmt.Errorf("%w: device %s has another attestation key by now", ErrKeyMismatch, d.ID))
 		}
 		if err := forward(*d, in.Clock, o.Minted); err != nil {
 			return refusal(err)
@@ -262,7 +268,7 @@ func (v *Verifier) take(ctx context.Context, s Session, id string, now time.Time
 		return nil, fmt.Errorf("attest: take challenge: %w", err)
 	}
 	o := &open{}
-	switch err := decodeStrict(value, o); {
+	switch err := strict.Decode(value, o); {
 	case err != nil || o.Version != messageVersion || len(o.Nonce) != nonceSize || quote.CheckSelection(o.PCRs) != nil:
 		return nil, broken("challenge", fmt.Errorf("%w: stored challenge can't be read", ErrChallenge))
 	case o.Device != s.Device:
@@ -293,12 +299,12 @@ func (v *Verifier) input(s Session, o *open, e *Evidence, values quote.Values, n
 }
 
 // judge collects everything that speaks against evidence which is authentic.
-func (v *Verifier) judge(ctx context.Context, d registry.Device, in Input, minted time.Time) *AppraisalError {
+func (v *Verifier) judge(ctx context.Context, d registry.Device, in Input, values quote.Values, minted time.Time) *AppraisalError {
 	verdict := &AppraisalError{Status: StatusAffirming}
 	if err := forward(d, in.Clock, minted); err != nil {
 		verdict.add("clock", err)
 	}
-	if err := v.c.Endorsers.firmwareFloor(d.Manufacturer, in.Firmware); err != nil {
+	if err := v.c.Endorsers.firmwareFloor(d.Manufacturer, values); err != nil {
 		verdict.add("firmware", err)
 	}
 	for _, sel := range v.c.PCRs {

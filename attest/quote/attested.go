@@ -25,6 +25,7 @@ const (
 // attested is a parsed TPMS_ATTEST. Its slices point into the input.
 type attested struct {
 	kind      uint16
+	signer    []byte // qualified name of the key that signed
 	extraData []byte
 	clock     tpm2.TPMSClockInfo
 	firmware  uint64
@@ -47,7 +48,7 @@ func parseAttested(b []byte, kind uint16) (a attested, err error) {
 	if a.kind = c.u16(); a.kind != kind {
 		return a, fmt.Errorf("%w: attested data of kind %04x, want %04x", ErrMalformed, a.kind, kind)
 	}
-	c.sized(maxName) // qualified signer: says nothing that the signature does not
+	a.signer = c.sized(maxName)
 	a.extraData = c.sized(maxDigest)
 	a.clock.Clock = c.u64()
 	a.clock.ResetCount = c.u32()

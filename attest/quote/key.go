@@ -56,6 +56,7 @@ type Values struct {
 	values   []byte
 	clock    tpm2.TPMSClockInfo
 	firmware uint64
+	plain    bool
 }
 
 // PCR returns one value, or nil for a PCR that was not selected. The slice is
@@ -89,8 +90,15 @@ func (v Values) Bank(bank crypto.Hash) map[int][]byte {
 // Clock returns the TPM's clock, reset and restart counts.
 func (v Values) Clock() tpm2.TPMSClockInfo { return v.clock }
 
-// Firmware returns the TPM's firmware version, as signed.
+// Firmware returns the TPM's firmware version, as signed. It is the true one
+// only when Plain says so.
 func (v Values) Firmware() uint64 { return v.firmware }
+
+// Plain reports whether counts and firmware version are the true ones: the key
+// is a primary of the endorsement hierarchy, as what the TPM signed shows. For
+// keys in other places the TPM adds secret numbers to them, constant for one
+// key (TPM 2.0 Library, part 1, section 36.7).
+func (v Values) Plain() bool { return v.plain }
 
 // VerifyQuote verifies a quote: the signature first, then that the TPM made
 // it over exactly the PCRs sel with the qualifying data given, then that
@@ -122,7 +130,7 @@ func (k *Key) VerifyQuote(tpmsAttest, tpmtSignature, values []byte, sel []Select
 	if !matches(hashOf(k.p.schemeHash), values, a.digest) {
 		return Values{}, fmt.Errorf("%w: the values given are not those that were quoted", ErrPCRMismatch)
 	}
-	return Values{sel, values, a.clock, a.firmware}, nil
+	return Values{sel, values, a.clock, a.firmware, bytes.Equal(a.signer, k.p.qualified)}, nil
 }
 
 // VerifyCertify verifies that this key's TPM holds the key whose TPMT_PUBLIC

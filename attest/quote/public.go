@@ -7,6 +7,8 @@ import (
 	"crypto/rsa"
 	"fmt"
 	"math/big"
+
+	"github.com/trusttree/trusttree/attest/internal/roca"
 )
 
 // TPM algorithm identifiers (TCG Algorithm Registry).
@@ -46,6 +48,7 @@ type public struct {
 	schemeHash uint16
 	key        crypto.PublicKey // *rsa.PublicKey or *ecdsa.PublicKey, checked
 	name       []byte
+	qualified  []byte // qualified name of a primary key of the endorsement hierarchy
 }
 
 // parsePublic parses the TPMT_PUBLIC of an RSA or ECC signing key, whole.
@@ -98,7 +101,12 @@ func parsePublic(b []byte) (*public, error) {
 	}
 	h := hash.New()
 	h.Write(b)
-	p.name = h.Sum([]byte{byte(p.nameAlg >> 8), byte(p.nameAlg)})
+	alg := []byte{byte(p.nameAlg >> 8), byte(p.nameAlg)}
+	p.name = h.Sum(alg[:2:2])
+	h.Reset()
+	h.Write([]byte{0x40, 0, 0, 0x0B}) // TPM_RH_ENDORSEMENT (TPM 2.0 Library, part 1, section 16)
+	h.Write(p.name)
+	p.qualified = h.Sum(alg[:2:2])
 	return p, nil
 }
 
@@ -124,6 +132,8 @@ func rsaKey(bits uint16, exponent uint32, modulus []byte) (*rsa.PublicKey, error
 		return nil, fmt.Errorf("%w: RSA modulus of %d bits, declared %d: want 2048, 3072 or 4096", ErrKey, n.BitLen(), bits)
 	case exponent != 65537:
 		return nil, fmt.Errorf("%w: RSA exponent %d: want 65537", ErrKey, exponent)
+	case roca.Weak(n):
+		return nil, fmt.Errorf("%w: RSA modulus has the fingerprint of ROCA (CVE-2017-15361): its private key can be computed", ErrKey)
 	}
 	return &rsa.PublicKey{N: n, E: int(exponent)}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/trusttree/trusttree/attest/internal/strict"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
 
@@ -43,8 +44,8 @@ func (s Selection) MarshalJSON() ([]byte, error) {
 // UnmarshalJSON implements json.Unmarshaler.
 func (s *Selection) UnmarshalJSON(data []byte) error {
 	var j selectionJSON
-	if err := json.Unmarshal(data, &j); err != nil {
-		return err
+	if err := strict.Decode(data, &j); err != nil { // a decoder's strictness does not reach into UnmarshalJSON
+		return fmt.Errorf("%w: %w", ErrSelection, err)
 	}
 	for _, b := range bankNames {
 		if b.name == j.Bank {

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/trusttree/trusttree/attest/internal/strict"
 )
 
 // DeviceID names a node for ever: SHA-256 of the SubjectPublicKeyInfo (DER) of
@@ -114,13 +116,8 @@ func ParseDevice(data []byte) (Device, error) {
 	if len(data) > maxDevice {
 		return d, fmt.Errorf("registry: entry of %d bytes, limit %d", len(data), maxDevice)
 	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&d); err != nil {
+	if err := strict.Decode(data, &d); err != nil {
 		return Device{}, fmt.Errorf("registry: entry: %w", err)
-	}
-	if dec.More() {
-		return Device{}, errors.New("registry: entry: data after the end")
 	}
 	switch {
 	case d.Format != FormatVersion:

@@ -126,6 +126,11 @@ func Name(public []byte) []byte {
 	return append([]byte{0, 0x0B}, d[:]...)
 }
 
+// Qualified returns the qualified name of a primary key of a hierarchy.
+func Qualified(hierarchy uint32, public []byte) []byte {
+	return Name(append(u32(nil, hierarchy), Name(public)...))
+}
+
 // Sign returns a TPMT_SIGNATURE.
 func (k *Key) Sign(data []byte) []byte {
 	h := k.Kind.Hash.New()
@@ -157,7 +162,8 @@ type PCR struct {
 // Attested is a TPMS_ATTEST to be encoded; zero fields take honest values.
 type Attested struct {
 	Magic     uint32
-	Kind      int // 0x8018 quote when zero
+	Kind      int    // 0x8018 quote when zero
+	Signer    []byte // qualified name of the signing key
 	ExtraData []byte
 	Clock     uint64
 	Reset     uint32
@@ -192,7 +198,10 @@ func (a Attested) Encode() []byte {
 	}
 	b := u32(nil, a.Magic)
 	b = u16(b, a.Kind)
-	b = sized(b, append([]byte{0, 0x0B}, make([]byte, 32)...))
+	if a.Signer == nil {
+		a.Signer = append([]byte{0, 0x0B}, make([]byte, 32)...)
+	}
+	b = sized(b, a.Signer)
 	b = sized(b, a.ExtraData)
 	b = u64(b, a.Clock)
 	b = u32(b, a.Reset)

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	_ "crypto/sha1" // old roots sign with it
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -79,6 +80,30 @@ func (m *Maker) EKTemplate(ek crypto.PublicKey) *x509.Certificate {
 // Sign signs an EK certificate with the intermediate.
 func (m *Maker) Sign(t *x509.Certificate, ek crypto.PublicKey) []byte {
 	return must(x509.CreateCertificate(rand.Reader, t, m.Issuer, ek, m.key))
+}
+
+// IssuerSHA1 is the intermediate as a root signed it that still uses SHA-1.
+func (m *Maker) IssuerSHA1() []byte {
+	sha256 := []byte{0x06, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2} // ecdsa-with-SHA256
+	sha1 := []byte{0x06, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 1}      // ecdsa-with-SHA1
+	in := cryptobyte.String(m.Issuer.RawTBSCertificate)
+	var tbs, version, serial, alg cryptobyte.String
+	if !in.ReadASN1(&tbs, cbasn1.SEQUENCE) || !tbs.ReadASN1Element(&version, cbasn1.Tag(0).ContextSpecific().Constructed()) ||
+		!tbs.ReadASN1Element(&serial, cbasn1.INTEGER) || !tbs.ReadASN1(&alg, cbasn1.SEQUENCE) || string(alg) != string(sha256) {
+		panic("softnode: intermediate")
+	}
+	oid := func(b *cryptobyte.Builder) {
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddBytes(sha1) })
+	}
+	var b cryptobyte.Builder
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddBytes(version); b.AddBytes(serial); oid(b); b.AddBytes(tbs) })
+	changed := must(b.Bytes())
+	h := crypto.SHA1.New()
+	h.Write(changed)
+	sig := must(m.rootKey.Sign(rand.Reader, h.Sum(nil), crypto.SHA1))
+	var out cryptobyte.Builder
+	out.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddBytes(changed); oid(b); b.AddASN1BitString(sig) })
+	return must(out.Bytes())
 }
 
 // Resign signs a changed TBSCertificate with the intermediate's key.

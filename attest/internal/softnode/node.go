@@ -32,6 +32,9 @@ type Node struct {
 	Bodies  []attest.Body
 	Reset   uint32
 	Device  registry.DeviceID
+	// Hierarchy is where the attestation key seems to be: endorsement.
+	Hierarchy uint32
+	Firmware  uint64
 
 	started time.Time
 }
@@ -40,7 +43,7 @@ type Node struct {
 func NewNode(m *Maker) *Node {
 	ek := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 	n := &Node{
-		EK: must(ek.ECDH()), AK: NewKey(P256(), AKAttributes), Key: NewKey(P256(), KeyAttributes), Reset: 1, started: time.Now(),
+		EK: must(ek.ECDH()), AK: NewKey(P256(), AKAttributes), Key: NewKey(P256(), KeyAttributes), Reset: 1, Hierarchy: 0x4000000B, Firmware: 1, started: time.Now(),
 		EKCert: [][]byte{m.Sign(m.EKTemplate(ek.Public()), ek.Public()), m.Issuer.Raw},
 	}
 	n.Device = must(registry.IDOf(ek.Public()))
@@ -119,7 +122,10 @@ func (n *Node) Evidence(_ context.Context, s attest.Session, c *attest.Challenge
 		parts = append(parts, []byte(b.MediaType), b.Data)
 	}
 	q := fields([]byte("trusttree attest v1"), []byte(s.Purpose), n.Device[:], c.Nonce, s.Binding[:], s.LeafSPKI[:], fields(parts...))
-	data := Attested{ExtraData: q, PCRs: list, Clock: uint64(time.Since(n.started).Milliseconds()), Reset: n.Reset, Safe: 1, Firmware: 1}.Encode()
+	data := Attested{
+		Signer: Qualified(n.Hierarchy, n.AK.Public), ExtraData: q, PCRs: list,
+		Clock: uint64(time.Since(n.started).Milliseconds()), Reset: n.Reset, Safe: 1, Firmware: n.Firmware,
+	}.Encode()
 	return &attest.Evidence{Version: 1, Challenge: c.ID, Quote: data, Signature: n.AK.Sign(data), PCRValues: Values(list), Bodies: n.Bodies}
 }
 

@@ -1,4 +1,6 @@
-package attest
+// Package strict decodes JSON the way stored and wire formats are read here:
+// nothing unknown, nothing twice, nothing behind the end.
+package strict
 
 import (
 	"bytes"
@@ -11,9 +13,9 @@ import (
 // maxDepth bounds the nesting of a message.
 const maxDepth = 8
 
-// decodeStrict decodes one JSON document: unknown and repeated fields, fields
+// Decode decodes one JSON document: unknown and repeated fields, fields
 // in another case, deep nesting and trailing data are errors.
-func decodeStrict(data []byte, v any) error {
+func Decode(data []byte, v any) error {
 	if err := checkKeys(data); err != nil {
 		return err
 	}
