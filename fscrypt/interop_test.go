@@ -44,6 +44,9 @@ func TestMain(m *testing.M) {
 		_, _ = io.Copy(os.Stdout, conn)
 		os.Exit(0)
 	}
+	if os.Getenv("FSCRYPT_TEST_RESTART") != "" {
+		restarted()
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -53,7 +56,21 @@ func tools(t *testing.T, dev transport.TPM, dir string) func(args ...string) []b
 	testenv.Tool(t, "tpm2_unseal", "tpm2-tools")
 	self, err := os.Executable()
 	require.NoError(t, err)
-	socket := filepath.Join(t.TempDir(), "tpm")
+	socket := serveTPM(t, dev)
+	return func(args ...string) []byte {
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "FSCRYPT_TEST_TPM="+socket, "TPM2TOOLS_TCTI=cmd:"+self, "TSS2_LOG=all+NONE")
+		var out, errs bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &errs
+		require.NoError(t, cmd.Run(), "%v: %s", args, errs.String())
+		return out.Bytes()
+	}
+}
+
+// serveTPM lets other processes use a TPM through a socket.
+func serveTPM(t *testing.T, dev transport.TPM) (socket string) {
+	socket = filepath.Join(t.TempDir(), "tpm")
 	l, err := net.Listen("unix", socket)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = l.Close() })
@@ -84,15 +101,7 @@ func tools(t *testing.T, dev transport.TPM, dir string) func(args ...string) []b
 			_ = conn.Close()
 		}
 	}()
-	return func(args ...string) []byte {
-		cmd := exec.Command(args[0], args[1:]...)
-		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "FSCRYPT_TEST_TPM="+socket, "TPM2TOOLS_TCTI=cmd:"+self, "TSS2_LOG=all+NONE")
-		var out, errs bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &out, &errs
-		require.NoError(t, cmd.Run(), "%v: %s", args, errs.String())
-		return out.Bytes()
-	}
+	return socket
 }
 
 // persist makes the storage root key persistent, where tpm2-tools find it.

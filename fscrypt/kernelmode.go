@@ -320,6 +320,9 @@ func (v *Volume) dropKernelKey() {
 func (v *Volume) kernelStatus() *KernelStatus {
 	s := &KernelStatus{Path: v.Path(), Key: "absent", SlowCipher: kernel.Generic("xts(aes)")}
 	t := v.tree
+	if t == nil && v.detached {
+		s.Key = "present"
+	}
 	if t == nil {
 		return s
 	}

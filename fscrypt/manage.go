@@ -89,6 +89,7 @@ func (v *Volume) replaceHeader(vk *Secret, p *private, change func(*header)) err
 // newSlots wraps the volume key for more protectors.
 func (v *Volume) newSlots(ctx context.Context, vk *Secret, protectors []Protector) (slots []Slot, n *notes, err error) {
 	n = &notes{shares: sharesInUse(v.header.Slots)}
+	v.useKeeps(protectors)
 	slots, err = makeSlots(ctx, v.header, vk, n, protectors)
 	// Opened with a TPM, the volume has closed the latch already.
 	if err == nil && !v.latched {
@@ -113,14 +114,16 @@ func (v *Volume) AddProtector(ctx context.Context, p Protector) (id string, err 
 	if len(v.header.Slots) >= maxSlots {
 		return "", fmt.Errorf("the volume has %d slots, the most allowed", maxSlots)
 	}
-	slots, _, err := v.newSlots(ctx, v.keys[v.header.Epoch], []Protector{p})
+	slots, n, err := v.newSlots(ctx, v.keys[v.header.Epoch], []Protector{p})
 	if err != nil {
 		return "", err
 	}
 	// From here on the new slot may be in force, whatever fails.
+	defer n.forget()
 	if err := v.commitHeader(v.private, func(h *header) { h.Slots = append(h.Slots, slots...) }); err != nil {
 		return "", err
 	}
+	v.keepAll(ctx, n)
 	v.event(ctx, slog.LevelInfo, "fscrypt.slot.added", slog.String("slot", slots[0].ID), slog.String("type", slots[0].Type))
 	return slots[0].ID, nil
 }
@@ -155,6 +158,7 @@ func (v *Volume) RemoveProtector(ctx context.Context, id string) (err error) {
 	if err := v.commitHeader(v.private, func(h *header) { h.Slots = slices.Delete(h.Slots, i, i+1) }); err != nil {
 		return err
 	}
+	v.keepAll(ctx, new(notes))
 	v.event(ctx, slog.LevelInfo, "fscrypt.slot.removed", slog.String("slot", id), slog.String("type", old.Type))
 	return v.retire(ctx, []Slot{old}, nil)
 }
@@ -194,10 +198,12 @@ func (v *Volume) Reseal(ctx context.Context, p Protector) (err error) {
 			return errors.Join(err, n.undo(ctx))
 		}
 	}
+	defer n.forget()
 	if err := v.commitHeader(priv, func(h *header) { h.Slots[at] = slots[0] }); err != nil {
 		v.counter = before
 		return err
 	}
+	v.keepAll(ctx, n)
 	if old.Type == v.slot {
 		v.changeLease(n.lease)
 	}
@@ -241,6 +247,7 @@ func (v *Volume) Destroy(ctx context.Context) (err error) {
 	}
 	errs := []error{v.retire(ctx, v.header.Slots, nil), v.dropCounter(ctx)}
 	v.erase(ErrLocked)
+	v.dropKeeps()
 	for _, name := range headerNames {
 		errs = append(errs, shred(v.disk, name))
 	}

@@ -2,6 +2,7 @@ package fscrypt
 
 import (
 	"context"
+	"crypto/hmac"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +17,7 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 	n := new(notes)
 	defer func() {
 		if err != nil {
+			n.forget()
 			err = errors.Join(err, closeLatches(n, refusedLatch[:]), v.abandon())
 			v.event(ctx, slog.LevelWarn, "fscrypt.refused", slog.String("reason", err.Error()))
 		}
@@ -38,7 +40,10 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 	if err := v.setLatch(); err != nil {
 		return nil, err
 	}
-	v.latched = len(n.latches) > 0
+	if len(cfg.Latch) > 0 && !hmac.Equal(cfg.Latch, v.latch) {
+		return nil, fmt.Errorf("its latch is %.8x…, not %.8x…: %w", v.latch, cfg.Latch, ErrWrongVolume)
+	}
+	v.latched = n.reused || len(n.latches) > 0
 	if err := closeLatches(n, v.latch); err != nil {
 		return nil, fmt.Errorf("close the latch: %w", err)
 	}
@@ -48,7 +53,8 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 	if n.lease != nil {
 		v.startLease(n.lease)
 	}
-	v.event(ctx, slog.LevelInfo, "fscrypt.opened", slog.String("slot", v.slot))
+	v.keepAll(ctx, n)
+	v.event(ctx, slog.LevelInfo, "fscrypt.opened", slog.String("slot", v.slot), slog.Bool("kept", n.reused))
 	return v, nil
 }
 
@@ -72,7 +78,8 @@ func (v *Volume) unlock(ctx context.Context, h *header, cfg Config, n *notes, pr
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			n.lease = nil
+			n.lease, n.reused = nil, false
+			n.forget()
 			var err error
 			erasing(func() { err = v.tryslot(ctx, h, s, p, n) })
 			if err == nil {

@@ -51,6 +51,8 @@ type notes struct {
 	latches []func(digest []byte) error
 	lease   *lease
 	shares  map[tpm2.TPMHandle]bool       // NV indices that slots in force need
+	kept    []kept                        // for TPM.Keep, once the slots are in force
+	reused  bool                          // a TPM.Keep had what opened a slot: the latch is closed already
 	undos   []func(context.Context) error // take back what a slot made outside the header
 }
 
@@ -63,6 +65,7 @@ func (n *notes) undo(ctx context.Context) error {
 		errs = append(errs, u(ctx))
 	}
 	n.undos = nil
+	n.forget()
 	return errors.Join(errs...)
 }
 

@@ -93,6 +93,7 @@ func (v *Volume) newEpoch(ctx context.Context, protectors []Protector) (err erro
 		vk.Erase()
 		return errors.Join(err, n.undo(ctx))
 	}
+	defer n.forget()
 	// From here on the new slots may be in force, whatever fails.
 	if err := v.replaceHeader(vk, &p, func(h *header) { h.Epoch, h.Slots = epoch+1, slots }); err != nil {
 		vk.Erase()
@@ -107,6 +108,7 @@ func (v *Volume) newEpoch(ctx context.Context, protectors []Protector) (err erro
 	if err := v.checkpoint(ctx); err != nil {
 		return err
 	}
+	v.keepAll(ctx, n)
 	v.given = protectors
 	v.changeLease(n.lease)
 	v.event(ctx, slog.LevelInfo, "fscrypt.rotating", slog.Uint64("epoch", epoch+1))

@@ -54,6 +54,10 @@ type TPM struct {
 	// UnsafeNoLatch leaves the latch out: whoever gets to run on the node
 	// later in the same boot can unseal.
 	UnsafeNoLatch bool
+	// Keep holds what the TPM unsealed in this boot, for a restart of the
+	// process. What it holds opens the slot without the TPM and the PIN. Nil
+	// means that the volume opens once in each boot.
+	Keep *Keep
 	// OwnerAuth is the owner hierarchy's auth value, needed where NV indices
 	// are defined and undefined, and where no storage root key is persistent.
 	OwnerAuth []byte
@@ -187,6 +191,9 @@ func (p *TPM) Wrap(ctx context.Context, secret *Secret, b Binding) (Slot, error)
 		return Slot{}, err
 	}
 	p.noteLatch(ctx, b, pcr)
+	if err := b.notes.note(p.Keep, b, &d, secret); err != nil {
+		return Slot{}, err
+	}
 	return newSlot(b, p.Type(), d)
 }
 
@@ -265,6 +272,10 @@ func (p *TPM) Unwrap(ctx context.Context, s Slot, b Binding) (_ *Secret, err err
 	if err != nil || len(parent) != 34 {
 		return nil, fmt.Errorf("slot pins no TPM: %w", ErrTampered)
 	}
+	if s := p.Keep.find(b, &d); s != nil && b.notes != nil {
+		b.notes.reused = true
+		return s, nil
+	}
 	if d.PIN != (len(p.PIN) > 0) {
 		return nil, fmt.Errorf("slot with PIN: %v, PIN given: %v: %w", d.PIN, len(p.PIN) > 0, ErrAuth)
 	}
@@ -294,6 +305,9 @@ func (p *TPM) Unwrap(ctx context.Context, s Slot, b Binding) (_ *Secret, err err
 		if latch := p.noteLatch(ctx, b, pcr); latch != nil {
 			err = errors.Join(err, latch(refusedLatch[:]))
 		}
+	}
+	if err == nil {
+		err = b.notes.note(p.Keep, b, &d, out)
 	}
 	if err != nil {
 		out.Erase()

@@ -34,7 +34,7 @@ func (p *TPM) Age(ctx context.Context) interface {
 	age.Identity
 } {
 	q := *p
-	q.Share = 0
+	q.Share, q.Keep = 0, nil
 	return &ageTPM{ctx, &q}
 }
 

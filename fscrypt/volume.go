@@ -34,6 +34,12 @@ type Config struct {
 	// Label says what the volume is for, for example "data": 1 to 64 bytes.
 	// Slots and shares are bound to it. On Open, empty means any.
 	Label string
+	// Latch is what Volume.Latch returned after Create: on Open, a volume that
+	// has another one is ErrWrongVolume. Keep it outside of this disk, where
+	// who holds the disk can't change it, and give it for the first volume
+	// opened in a boot: otherwise an attacker could put a volume of his own,
+	// sealed to this TPM, in its place. TPM.After does this for later volumes.
+	Latch []byte
 	// Kernel makes Create encrypt a directory with the kernel (fscrypt policy
 	// version 2, on ext4, f2fs or ubifs) instead of the portable format: any
 	// program reads and writes below Volume.Path, at the kernel's speed, but
@@ -74,6 +80,8 @@ type Volume struct {
 	private *private
 	stable  *Secret
 	tree    *tree // of a kernel mode volume
+	// detached: the kernel keeps the key for other programs.
+	detached bool
 
 	kernelMode bool // never changes
 
@@ -89,6 +97,7 @@ type Volume struct {
 	slot    string // that opened the volume
 
 	given     []Protector // by Create, Open or Rotate
+	keeps     map[*Keep]bool
 	progress  func(done, total int)
 	pad       bool
 	maxLogged int
@@ -158,10 +167,11 @@ func Open(ctx context.Context, dir string, cfg Config, protectors ...Protector) 
 }
 
 func newVolume(dir string, d disk.FS, cfg Config, protectors []Protector) *Volume {
-	v := &Volume{dir: dir, disk: d, logger: cfg.Logger, open: map[string]int{}, writers: map[uint64]int{}, rotating: make(chan struct{}, 1), keys: map[uint64]*Secret{}, cache: newChunkCache(cfg.CacheBytes), given: protectors, progress: cfg.Progress, pad: cfg.PadSizes, maxLogged: maxLogged}
+	v := &Volume{dir: dir, disk: d, logger: cfg.Logger, open: map[string]int{}, writers: map[uint64]int{}, rotating: make(chan struct{}, 1), keys: map[uint64]*Secret{}, keeps: map[*Keep]bool{}, cache: newChunkCache(cfg.CacheBytes), given: protectors, progress: cfg.Progress, pad: cfg.PadSizes, maxLogged: maxLogged}
 	if v.logger == nil {
 		v.logger = slog.New(slog.DiscardHandler)
 	}
+	v.useKeeps(protectors)
 	for _, t := range tpmsOf(protectors...) {
 		v.counter = t
 		if t.Counter != 0 {
@@ -228,6 +238,7 @@ func createOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors
 	if n.lease != nil {
 		v.startLease(n.lease)
 	}
+	v.keepAll(ctx, n)
 	v.event(ctx, slog.LevelInfo, "fscrypt.created")
 	return v, nil
 }
@@ -358,9 +369,10 @@ func (v *Volume) event(ctx context.Context, level slog.Level, event string, attr
 	v.logger.LogAttrs(ctx, level, event, append(attrs, slog.String("event", event))...)
 }
 
-// Lock writes a checkpoint, erases the keys and closes the volume. While files
-// or writers are open it returns a *BusyError and nothing is locked. In kernel
-// mode it polls until the kernel has dropped the key, or ctx is done.
+// Lock writes a checkpoint, erases the keys, also from TPM.Keep, and closes
+// the volume. While files or writers are open it returns a *BusyError and
+// nothing is locked. In kernel mode it polls until the kernel has dropped the
+// key, or ctx is done.
 func (v *Volume) Lock(ctx context.Context) (err error) {
 	defer boundary("lock "+v.dir, &err)
 	v.wmu.Lock()
@@ -368,30 +380,71 @@ func (v *Volume) Lock(ctx context.Context) (err error) {
 	if v.log == nil {
 		return nil
 	}
-	v.mu.RLock()
-	var busy BusyError
-	for name, n := range v.open {
-		busy.Open += n
-		busy.Paths = append(busy.Paths, name)
-	}
-	v.mu.RUnlock()
-	if busy.Open > 0 {
-		slices.Sort(busy.Paths)
-		busy.Paths = busy.Paths[:min(len(busy.Paths), 16)]
-		return &busy
+	if err := v.busy(); err != nil {
+		return err
 	}
 	if v.kernelMode {
 		if err := v.lockKernel(ctx); err != nil {
 			return err
 		}
 	}
+	v.dropKeeps()
+	err = v.leave(ctx)
+	v.event(ctx, slog.LevelInfo, "fscrypt.locked")
+	return err
+}
+
+// Detach is Lock for a process that will be started anew in the same boot: it
+// leaves what TPM.Keep holds, and in kernel mode the kernel's key, so that
+// other programs go on reading and writing below Path. The next Open with that
+// Keep, or with a protector that no latch guards, attaches again. A process
+// that is killed leaves the same behind, without the checkpoint.
+func (v *Volume) Detach(ctx context.Context) (err error) {
+	defer boundary("detach "+v.dir, &err)
+	v.wmu.Lock()
+	defer v.wmu.Unlock()
+	if v.log == nil {
+		return nil
+	}
+	if err := v.busy(); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	if v.tree != nil {
+		err = v.tree.close()
+		v.tree, v.detached = nil, true
+	}
+	v.mu.Unlock()
+	err = errors.Join(err, v.leave(ctx))
+	v.event(ctx, slog.LevelInfo, "fscrypt.detached")
+	return err
+}
+
+// busy returns a *BusyError while files or writers are open.
+func (v *Volume) busy() error {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var busy BusyError
+	for name, n := range v.open {
+		busy.Open += n
+		busy.Paths = append(busy.Paths, name)
+	}
+	if busy.Open == 0 {
+		return nil
+	}
+	slices.Sort(busy.Paths)
+	busy.Paths = busy.Paths[:min(len(busy.Paths), 16)]
+	return &busy
+}
+
+// leave writes a checkpoint, erases the keys and gives the disk up.
+func (v *Volume) leave(ctx context.Context) error {
 	var cerr error
 	if v.usable() == nil {
 		cerr = v.checkpoint(ctx)
 	}
 	v.erase(ErrLocked)
-	err = errors.Join(cerr, v.log.Close(), v.disk.Close())
+	err := errors.Join(cerr, v.log.Close(), v.disk.Close())
 	v.log = nil
-	v.event(ctx, slog.LevelInfo, "fscrypt.locked")
 	return err
 }
