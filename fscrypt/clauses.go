@@ -21,6 +21,13 @@ type clause interface {
 
 func (p *TPM) clauses(d *tpmData, bank crypto.Hash) ([]clause, error) {
 	var cs []clause
+	if d.Revocation != nil {
+		c, err := d.Revocation.clause()
+		if err != nil {
+			return nil, err
+		}
+		cs = append(cs, c)
+	}
 	if d.Latch != noLatch {
 		if len(d.After) > maxAfter {
 			return nil, fmt.Errorf("slot: %w", ErrTampered)

@@ -135,7 +135,7 @@ func TestPowerCutBetweenDiskAndCounter(t *testing.T) {
 	dev := newTPM(t)
 	boot(t, dev, "image 1")
 	p := &fscrypt.TPM{Device: dev, Policies: []fscrypt.BootPolicy{imagePCRs("image 1")}, UnsafeNoLatch: true, UnsafeReplaceNV: true,
-		Counter: tpm.NVVolumeFirst, Share: tpm.NVVolumeShareFirst}
+		Counter: tpm.NVVolumeFirst, Share: tpm.NVVolumeShareFirst, Revocation: revocationIndex}
 	for cut := 1; ; cut++ {
 		d := newCrashFS()
 		v, err := fscrypt.CreateOn(t.Context(), d, fscrypt.Config{Label: "x"}, p)

@@ -37,12 +37,13 @@ func (a all) retire(ctx context.Context, s Slot, b Binding) error {
 // retire removes what slots left outside the header. It tries every protector
 // that fits; what fails is reported and leaves nothing open: at worst an NV
 // index or a share that nobody needs.
-func (v *Volume) retire(ctx context.Context, slots []Slot, protectors []Protector) error {
+func (v *Volume) retire(ctx context.Context, slots, inForce []Slot, protectors []Protector) error {
 	var errs []error
+	n := &notes{counters: countersOf(inForce)}
 	for _, s := range slots {
 		for _, p := range append(slices.Clone(protectors), v.given...) {
 			if r, ok := p.(retirer); ok && p.Type() == s.Type {
-				errs = append(errs, r.retire(ctx, s, Binding{Volume: v.header.UUID, Label: v.header.Label, Slot: s.ID}))
+				errs = append(errs, r.retire(ctx, s, Binding{Volume: v.header.UUID, Label: v.header.Label, Slot: s.ID, notes: n}))
 				break
 			}
 		}
@@ -87,8 +88,9 @@ func (v *Volume) replaceHeader(vk *Secret, p *private, change func(*header)) err
 }
 
 // newSlots wraps the volume key for more protectors.
-func (v *Volume) newSlots(ctx context.Context, vk *Secret, protectors []Protector) (slots []Slot, n *notes, err error) {
-	n = &notes{shares: sharesInUse(v.header.Slots)}
+// Old ones are those whose place they take, with their revocation counters.
+func (v *Volume) newSlots(ctx context.Context, vk *Secret, protectors []Protector, old []Slot) (slots []Slot, n *notes, err error) {
+	n = &notes{shares: sharesInUse(v.header.Slots), counters: countersOf(v.header.Slots), replaced: countersOf(old)}
 	v.useKeeps(protectors)
 	slots, err = makeSlots(ctx, v.header, vk, n, protectors)
 	// Opened with a TPM, the volume has closed the latch already.
@@ -114,7 +116,7 @@ func (v *Volume) AddProtector(ctx context.Context, p Protector) (id string, err 
 	if len(v.header.Slots) >= maxSlots {
 		return "", fmt.Errorf("the volume has %d slots, the most allowed", maxSlots)
 	}
-	slots, n, err := v.newSlots(ctx, v.keys[v.header.Epoch], []Protector{p})
+	slots, n, err := v.newSlots(ctx, v.keys[v.header.Epoch], []Protector{p}, nil)
 	if err != nil {
 		return "", err
 	}
@@ -160,7 +162,7 @@ func (v *Volume) RemoveProtector(ctx context.Context, id string) (err error) {
 	}
 	v.keepAll(ctx, new(notes))
 	v.event(ctx, slog.LevelInfo, "fscrypt.slot.removed", slog.String("slot", id), slog.String("type", old.Type))
-	return v.retire(ctx, []Slot{old}, nil)
+	return v.retire(ctx, []Slot{old}, v.header.Slots, nil)
 }
 
 // Reseal replaces the one slot of a protector's type by a new one, for example
@@ -188,7 +190,7 @@ func (v *Volume) Reseal(ctx context.Context, p Protector) (err error) {
 		return fmt.Errorf("type %s: %w: AddProtector makes one", p.Type(), ErrNoSlot)
 	}
 	old := v.header.Slots[at]
-	slots, n, err := v.newSlots(ctx, v.keys[v.header.Epoch], []Protector{p})
+	slots, n, err := v.newSlots(ctx, v.keys[v.header.Epoch], []Protector{p}, []Slot{old})
 	if err != nil {
 		return err
 	}
@@ -208,7 +210,7 @@ func (v *Volume) Reseal(ctx context.Context, p Protector) (err error) {
 		v.changeLease(n.lease)
 	}
 	v.event(ctx, slog.LevelInfo, "fscrypt.resealed", slog.String("slot", slots[0].ID), slog.String("type", slots[0].Type))
-	return v.retire(ctx, []Slot{old}, []Protector{p})
+	return v.retire(ctx, []Slot{old}, v.header.Slots, []Protector{p})
 }
 
 // newCounter starts a counter at the current generation.
@@ -245,7 +247,7 @@ func (v *Volume) Destroy(ctx context.Context) (err error) {
 	if err := v.destroyTree(ctx); err != nil {
 		return err
 	}
-	errs := []error{v.retire(ctx, v.header.Slots, nil), v.dropCounter(ctx)}
+	errs := []error{v.retire(ctx, v.header.Slots, nil, nil), v.dropCounter(ctx)}
 	v.erase(ErrLocked)
 	v.dropKeeps()
 	for _, name := range headerNames {

@@ -261,15 +261,21 @@ func (p *TPM) dropShare(ctx context.Context, info *shareInfo) error {
 }
 
 // retire implements retirer.
-func (p *TPM) retire(ctx context.Context, s Slot, _ Binding) error {
+func (p *TPM) retire(ctx context.Context, s Slot, b Binding) error {
 	var d tpmData
-	if err := strictJSON(s.Data, &d); err != nil || d.Share == nil {
+	if err := strictJSON(s.Data, &d); err != nil {
 		return err
 	}
-	if !isNV(tpm2.TPMHandle(d.Share.Index)) {
-		return ErrTampered
+	var errs []error
+	if i := d.Revocation; i != nil {
+		errs = append(errs, p.revoke(ctx, i, b.notes != nil && b.notes.counters[tpm2.TPMHandle(i.Index)]))
 	}
-	return p.dropShare(ctx, d.Share)
+	if d.Share != nil && !isNV(tpm2.TPMHandle(d.Share.Index)) {
+		errs = append(errs, ErrTampered)
+	} else if d.Share != nil {
+		errs = append(errs, p.dropShare(ctx, d.Share))
+	}
+	return errors.Join(errs...)
 }
 
 // readShare completes sealed with the half that is in NV.

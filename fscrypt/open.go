@@ -173,6 +173,7 @@ func (v *Volume) load(ctx context.Context, repair bool) error {
 	if err := v.removeOrphans(); err != nil {
 		return err
 	}
+	v.catchUp(ctx)
 	return v.checkpoint(ctx)
 }
 

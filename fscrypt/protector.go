@@ -50,10 +50,15 @@ type Binding struct {
 type notes struct {
 	latches []func(digest []byte) error
 	lease   *lease
-	shares  map[tpm2.TPMHandle]bool       // NV indices that slots in force need
-	kept    []kept                        // for TPM.Keep, once the slots are in force
-	reused  bool                          // a TPM.Keep had what opened a slot: the latch is closed already
-	undos   []func(context.Context) error // take back what a slot made outside the header
+	shares  map[tpm2.TPMHandle]bool // NV indices that slots in force need
+
+	// Revocation counters: of slots in force, of those whose place the slots
+	// made take, and of the slots made.
+	counters, replaced, bound map[tpm2.TPMHandle]bool
+
+	kept   []kept                        // for TPM.Keep, once the slots are in force
+	reused bool                          // a TPM.Keep had what opened a slot: the latch is closed already
+	undos  []func(context.Context) error // take back what a slot made outside the header
 }
 
 // undo takes back what slots that did not come into force made.

@@ -78,7 +78,7 @@ func (v *Volume) newEpoch(ctx context.Context, protectors []Protector) (err erro
 	old := v.header.Slots
 	epoch := v.header.Epoch
 	vk := randomSecret()
-	slots, n, err := v.newSlots(ctx, vk, protectors)
+	slots, n, err := v.newSlots(ctx, vk, protectors, old)
 	if err != nil {
 		vk.Erase()
 		return err
@@ -112,7 +112,7 @@ func (v *Volume) newEpoch(ctx context.Context, protectors []Protector) (err erro
 	v.given = protectors
 	v.changeLease(n.lease)
 	v.event(ctx, slog.LevelInfo, "fscrypt.rotating", slog.Uint64("epoch", epoch+1))
-	return v.retire(ctx, old, protectors)
+	return v.retire(ctx, old, v.header.Slots, protectors)
 }
 
 // stale lists the files that an old volume key opens.

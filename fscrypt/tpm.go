@@ -41,7 +41,14 @@ type TPM struct {
 	// replaced and by Destroy, so that copies of the old slot are worth
 	// nothing. Zero means none.
 	Share tpm2.TPMHandle
-	// UnsafeReplaceNV takes Counter and Share over when they are in use, as a
+	// Revocation is the NV index of a counter, for example 0x01800118, that
+	// the slot's policy is bound to. It is counted up when the slot is replaced
+	// or removed and by Destroy, so that the TPM does not open copies of the
+	// slot any more. Each slot needs its own. It takes less NV memory than
+	// Share, which erases; Open needs it to finish what a power cut left. Zero
+	// means none.
+	Revocation tpm2.TPMHandle
+	// UnsafeReplaceNV takes Counter, Share and Revocation over when they are in use, as a
 	// Create that was cut off leaves them. If another volume has them, it is
 	// lost.
 	UnsafeReplaceNV bool
@@ -73,6 +80,8 @@ type tpmData struct {
 	Latch   int        `json:"latch"` // PCR, or -1
 	After   []string   `json:"after,omitempty"`
 	Share   *shareInfo `json:"share,omitempty"`
+
+	Revocation *revocationInfo `json:"revocation,omitempty"`
 }
 
 // Limits of a slot.
@@ -150,14 +159,22 @@ func (p *TPM) Wrap(ctx context.Context, secret *Secret, b Binding) (Slot, error)
 	for _, a := range p.After {
 		d.After = append(d.After, hex.EncodeToString(a))
 	}
-	clauses, err := p.clauses(&d, bank)
-	if err != nil {
+	if _, err := p.clauses(&d, bank); err != nil {
 		return Slot{}, err
 	}
-	for _, c := range clauses {
-		digest = c.extend(digest)
-	}
 	err = p.do(ctx, p.pins(), func(t *tpm.Device, srk *tpm.Key) error {
+		if p.Revocation != 0 {
+			if d.Revocation, err = p.bindCounter(t, srk, b.notes); err != nil {
+				return err
+			}
+		}
+		clauses, err := p.clauses(&d, bank)
+		if err != nil {
+			return err
+		}
+		for _, c := range clauses {
+			digest = c.extend(digest)
+		}
 		d.Parent = hex.EncodeToString(srk.Name.Buffer)
 		sealed, err := secret.clone()
 		if err != nil {

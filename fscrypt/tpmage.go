@@ -27,14 +27,14 @@ type tpmStanzaBody struct {
 // Age returns this protector as an age recipient and identity, for age files
 // that only this TPM decrypts, in an approved boot state, without a volume.
 // Each file is sealed on its own. Decrypting closes the latch, so that one
-// file can be decrypted in each boot, unless UnsafeNoLatch is set. Counter and
-// Share play no part. ctx bounds the TPM's work.
+// file can be decrypted in each boot, unless UnsafeNoLatch is set. Counter,
+// Share, Revocation and Keep play no part. ctx bounds the TPM's work.
 func (p *TPM) Age(ctx context.Context) interface {
 	age.Recipient
 	age.Identity
 } {
 	q := *p
-	q.Share, q.Keep = 0, nil
+	q.Share, q.Revocation, q.Keep = 0, 0, nil
 	return &ageTPM{ctx, &q}
 }
 
