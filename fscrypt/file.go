@@ -374,9 +374,13 @@ func (f *File) closeParts() error {
 	return errors.Join(errs...)
 }
 
-// ReadFile returns a whole file, or nothing.
+// ReadFile returns a whole file, or nothing. In kernel mode, it returns files
+// that Protect noted.
 func (v *Volume) ReadFile(name string) (data []byte, err error) {
 	defer boundary("read "+name, &err)
+	if v.kernelMode {
+		return v.readProtected(name)
+	}
 	err = v.again(func() error {
 		data, err = v.readFile(name)
 		return err

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -276,5 +277,107 @@ func TestKernelKeyGoesWithTheLease(t *testing.T) {
 	require.NoError(t, held.Close())
 	lock(t, v)
 	_, err = os.ReadFile(filepath.Join(dir, "tree", "f"))
+	require.Error(t, err)
+}
+
+// TestProtectedFilesOfAKernelVolume changes ciphertext on the block device,
+// which the kernel reads as garbage without an error, and files by their names.
+func TestProtectedFilesOfAKernelVolume(t *testing.T) {
+	mount, dir, image, v := kernelVolume(t)
+	marker := bytes.Repeat([]byte("configuration of the camera "), 1000)
+	write := func(name string, b []byte) {
+		require.NoError(t, os.WriteFile(filepath.Join(v.Path(), name), b, 0o600))
+	}
+	require.NoError(t, os.Mkdir(filepath.Join(v.Path(), "etc"), 0o700))
+	write("etc/config", marker)
+	write("etc/other", []byte("other"))
+	write("loose", []byte("not protected"))
+	require.NoError(t, v.Protect(t.Context(), "etc/config", "etc/other"))
+	require.Error(t, v.Protect(t.Context(), "etc"), "a directory")
+	require.ErrorIs(t, v.Protect(t.Context(), "../x"), os.ErrInvalid)
+	require.ErrorIs(t, v.Protect(t.Context(), "missing"), os.ErrNotExist)
+	b, err := v.ReadFile("etc/config")
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(marker, b))
+	_, err = v.ReadFile("loose")
+	require.ErrorIs(t, err, fscrypt.ErrUnsupported)
+	require.NoError(t, v.Verify(t.Context()))
+	assert.Equal(t, 2, v.Status().Files)
+	config := filepath.Join(v.Path(), "etc", "config")
+	block := firstBlock(t, config)
+	lock(t, v)
+	require.ErrorIs(t, v.Verify(t.Context()), fscrypt.ErrLocked)
+
+	require.NoError(t, exec.Command("umount", mount).Run())
+	flip(t, image, int(block)+100)
+	require.NoError(t, exec.Command("mount", "-o", "loop", image, mount).Run())
+	v, err = fscrypt.Open(t.Context(), dir, fscrypt.Config{}, pass)
+	require.NoError(t, err)
+	b, err = os.ReadFile(config)
+	require.NoError(t, err, "the kernel reads garbage without an error")
+	require.Equal(t, len(marker), len(b))
+	require.False(t, bytes.Equal(marker, b))
+	_, err = v.ReadFile("etc/config")
+	require.ErrorIs(t, err, fscrypt.ErrTampered)
+	err = v.Verify(t.Context())
+	require.ErrorIs(t, err, fscrypt.ErrTampered)
+	require.ErrorContains(t, err, "etc/config")
+	require.NotContains(t, err.Error(), "etc/other")
+
+	write("etc/config", marker)
+	require.NoError(t, v.Verify(t.Context()))
+	require.NoError(t, os.Rename(filepath.Join(v.Path(), "loose"), filepath.Join(v.Path(), "etc/other")))
+	require.ErrorIs(t, v.Verify(t.Context()), fscrypt.ErrTampered)
+	require.NoError(t, v.Protect(t.Context(), "etc/other"), "the new content is meant")
+	require.NoError(t, v.Verify(t.Context()))
+	require.NoError(t, os.Remove(filepath.Join(v.Path(), "etc/other")))
+	require.ErrorIs(t, v.Verify(t.Context()), fscrypt.ErrTampered)
+	require.NoError(t, v.Unprotect("etc/other"))
+	require.ErrorIs(t, v.Unprotect("etc/other"), os.ErrNotExist)
+	require.NoError(t, v.Verify(t.Context()))
+	lock(t, v)
+	v, err = fscrypt.Open(t.Context(), dir, fscrypt.Config{}, pass)
+	require.NoError(t, err)
+	require.NoError(t, v.Verify(t.Context()))
+	lock(t, v)
+}
+
+// firstBlock is where a file's content begins on its block device, in bytes.
+func firstBlock(t *testing.T, name string) int64 {
+	f, err := os.Open(name)
+	require.NoError(t, err)
+	defer f.Close()
+	require.NoError(t, f.Sync())
+	block := 0
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), 1 /* FIBMAP */, uintptr(unsafe.Pointer(&block)))
+	require.Zero(t, errno)
+	var sfs unix.Statfs_t
+	require.NoError(t, unix.Fstatfs(int(f.Fd()), &sfs))
+	return int64(block) * sfs.Bsize
+}
+
+// TestKernelVolumeStaysOpenWhileDetached: a process that is started anew
+// finds the volume as other programs go on using it.
+func TestKernelVolumeStaysOpenWhileDetached(t *testing.T) {
+	_, dir, _, v := kernelVolume(t)
+	name := filepath.Join(v.Path(), "f")
+	require.NoError(t, os.WriteFile(name, []byte("x"), 0o600))
+	require.NoError(t, v.Detach(t.Context()))
+	assert.True(t, v.Status().Locked)
+	assert.Equal(t, "present", v.Status().Kernel.Key)
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_APPEND, 0)
+	require.NoError(t, err)
+	_, err = f.WriteString("y")
+	require.NoError(t, err)
+	v, err = fscrypt.Open(t.Context(), dir, fscrypt.Config{}, pass)
+	require.NoError(t, err)
+	_, err = f.WriteString("z")
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	b, err := os.ReadFile(name)
+	require.NoError(t, err)
+	assert.Equal(t, "xyz", string(b))
+	lock(t, v)
+	_, err = os.ReadFile(name)
 	require.Error(t, err)
 }

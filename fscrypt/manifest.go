@@ -1,6 +1,7 @@
 package fscrypt
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -32,6 +33,10 @@ type entry struct {
 	Version uint64 `json:"v"` // counts how often the name was written
 	Parts   []part `json:"p"`
 	ModTime int64  `json:"t"` // nanoseconds since 1970
+
+	// Of a protected file of a kernel mode volume: SHA-256 and size.
+	Digest []byte `json:"g,omitempty"`
+	Bytes  int64  `json:"b,omitempty"`
 }
 
 // part is one object: a whole age file.
@@ -94,6 +99,7 @@ func padding(size int64) int64 {
 }
 
 func (e *entry) size() (n int64) {
+	n = e.Bytes
 	for _, p := range e.Parts {
 		n += p.Size
 	}
@@ -199,6 +205,9 @@ func (m *manifest) apply(o *op) error {
 		}
 		if err := m.room(o.Name); err != nil {
 			return err
+		}
+		if n := len(o.File.Digest); (n != 0 && n != sha256.Size) || o.File.Bytes < 0 {
+			return errors.New("bad digest")
 		}
 		for _, p := range o.File.Parts {
 			if err := p.check(); err != nil {

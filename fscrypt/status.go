@@ -54,9 +54,9 @@ type Status struct {
 	Slots      []SlotStatus  `json:"slots"`
 	Generation uint64        `json:"generation"`
 	Freshness  string        `json:"freshness"` // "witnessed", "unchecked" (no TPM given) or "none"
-	Files      int           `json:"files"`
-	Open       int           `json:"open"`     // open files and writers
-	Rotating   bool          `json:"rotating"` // old volume keys are still in use: Rotate again
+	Files      int           `json:"files"`     // in kernel mode, those that Protect noted
+	Open       int           `json:"open"`      // open files and writers
+	Rotating   bool          `json:"rotating"`  // old volume keys are still in use: Rotate again
 	LeaseUntil time.Time     `json:"lease_until,omitzero"`
 	Kernel     *KernelStatus `json:"kernel,omitempty"`
 }

@@ -43,8 +43,8 @@ type Config struct {
 	// Kernel makes Create encrypt a directory with the kernel (fscrypt policy
 	// version 2, on ext4, f2fs or ubifs) instead of the portable format: any
 	// program reads and writes below Volume.Path, at the kernel's speed, but
-	// nothing authenticates contents, and Checkpoint witnesses only the
-	// header. Needs Linux.
+	// nothing authenticates contents but of files given to Volume.Protect, and
+	// Checkpoint witnesses only these and the header. Needs Linux.
 	Kernel bool
 	// UnsafeNoFreshness lets Create make a volume without a counter in a TPM:
 	// whoever holds the disk can put an older copy of it back unnoticed.
