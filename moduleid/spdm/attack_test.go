@@ -86,7 +86,7 @@ func TestThreat08Downgrades(t *testing.T) {
 		}}, "exactly one"},
 		"algorithm that was not offered": {&mitm{answer: func(req, rsp []byte) []byte {
 			if req[1] == 0xe3 {
-				le.PutUint32(rsp[12:], 1) // RSASSA-2048
+				le.PutUint32(rsp[12:], 0x200) // SM2
 			}
 			return rsp
 		}}, "not offered"},

@@ -95,6 +95,7 @@ type exchange struct {
 	nonces   nonces
 	t        transcript
 	messages [][]byte
+	handle   byte // of the last message that was sent in chunks
 	bad      bool // the responder answered, and its answer is refused
 }
 
@@ -163,11 +164,15 @@ func (x *exchange) capabilities() []byte {
 	m := x.header(reqCapabilities, 0, 0)
 	if x.t.version >= Version11 {
 		m = append(m, 0, requesterExp, 0, 0)
-		m = le.AppendUint32(m, capCert|capChallenge)
+		flags := uint32(capCert | capChallenge)
+		if x.t.version >= Version12 {
+			flags |= capChunk
+		}
+		m = le.AppendUint32(m, flags)
 	}
 	if x.t.version >= Version12 {
 		m = le.AppendUint32(m, maxMessage)
-		m = le.AppendUint32(m, maxMessage)
+		m = le.AppendUint32(m, maxLarge)
 	}
 	return m
 }
@@ -179,6 +184,9 @@ func (x *exchange) algorithms() []byte {
 	m[6] = 1 // DMTF measurements
 	if x.t.version >= Version12 {
 		m[7] = 2 // opaque data format 1
+	}
+	if x.t.version >= Version13 && x.t.flags&capMultiKey == capMultiOnly {
+		m[7] |= otherMultiKey // it knows no other way
 	}
 	le.PutUint32(m[8:], asymOffered)
 	le.PutUint32(m[12:], hashOffered)
@@ -216,19 +224,39 @@ func (x *exchange) chain() error {
 // ask sends a request, waits as the responder asks within bounds, and takes the
 // answer into the transcript.
 func (x *exchange) ask(req []byte) error {
+	rsp, err := x.patient(req, x.t.chunks)
+	if err != nil {
+		return err
+	}
+	// Where the transport pads messages, the zeros behind one are not of it.
+	padding := 0
+	if p, ok := x.r.t.(interface{ padding() int }); ok {
+		padding = p.padding()
+	}
+	for err = x.t.add(req, rsp); errors.Is(err, errLong) && padding > 0 && rsp[len(rsp)-1] == 0; padding-- {
+		rsp = rsp[:len(rsp)-1]
+		err = x.t.add(req, rsp)
+	}
+	if err != nil {
+		x.bad = true
+		return err
+	}
+	x.messages = append(x.messages, req, rsp)
+	return nil
+}
+
+// patient sends a request until it is answered otherwise than with a plea for
+// patience, within bounds. If chunks is set, it fetches an answer that is too
+// large for one transfer.
+func (x *exchange) patient(req []byte, chunks bool) ([]byte, error) {
 	send := req
 	for busy, late := 0, 0; ; {
-		rsp, err := x.r.t.Exchange(x.ctx, send)
+		rsp, err := x.send(send)
 		if err != nil {
-			return fmt.Errorf("spdm: %w", err)
+			return nil, err
 		}
 		if len(rsp) < 4 || rsp[1] != rspError {
-			if err := x.t.add(req, rsp); err != nil {
-				x.bad = true
-				return err
-			}
-			x.messages = append(x.messages, req, rsp)
-			return nil
+			return rsp, nil
 		}
 		wait := busyWait
 		switch code := rsp[2]; {
@@ -238,19 +266,21 @@ func (x *exchange) ask(req []byte) error {
 			late++
 			wait = time.Microsecond << min(rsp[4], 31)
 			if wait > maxWait {
-				return fmt.Errorf("spdm: the responder asks to wait %s; at most %s are granted", wait, maxWait)
+				return nil, fmt.Errorf("spdm: the responder asks to wait %s; at most %s are granted", wait, maxWait)
 			}
 			send = x.header(reqIfReady, rsp[5], rsp[6])
+		case code == errLarge && chunks && len(rsp) >= 5:
+			return x.fetch(rsp[4])
 		case code == errResynch:
-			return errRestart
+			return nil, errRestart
 		default:
-			return &ResponderError{Request: req[1], Code: code, Data: rsp[3]}
+			return nil, &ResponderError{Request: req[1], Code: code, Data: rsp[3]}
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-x.ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("spdm: %w", x.ctx.Err())
+			return nil, fmt.Errorf("spdm: %w", x.ctx.Err())
 		case <-timer.C:
 		}
 	}
@@ -267,7 +297,8 @@ type ResponderError struct {
 func (e *ResponderError) Error() string {
 	what, ok := map[byte]string{
 		errInvalidRequest: "InvalidRequest", errBusy: "Busy", errUnexpected: "UnexpectedRequest", 0x05: "Unspecified", errUnsupported: "UnsupportedRequest",
-		0x0f: "LargeResponse", errVersion: "VersionMismatch", errNotReady: "ResponseNotReady",
+		0x08: "RequestInFlight", 0x0b: "SessionRequired", 0x0c: "ResetRequired", errTooLarge: "ResponseTooLarge", 0x0e: "RequestTooLarge",
+		errLarge: "LargeResponse", 0x10: "MessageLost", errVersion: "VersionMismatch", errNotReady: "ResponseNotReady", 0xff: "VendorDefined",
 	}[e.Code]
 	if !ok {
 		what = "error"

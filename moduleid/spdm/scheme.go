@@ -3,6 +3,7 @@ package spdm
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 
@@ -63,7 +64,9 @@ func (s Scheme) proof(t *transcript, c moduleid.Challenge) (*moduleid.Proof, err
 	if t.version < minimum {
 		return nil, fmt.Errorf("spdm: the module speaks version %s; at least %s is asked for", t.version, minimum)
 	}
-	p := &moduleid.Proof{Chain: t.certs, AnyDigest: t.version < Version12}
+	// Before 1.2 no context keeps other protocols' signatures out, but the
+	// responder composes what it signs: only a key for TLS alone is refused.
+	p := &moduleid.Proof{Chain: t.certs, AnyDigest: t.version < Version12 && onlyTLS(t.certs[0])}
 	for _, m := range t.measurements {
 		if m.nonce != nonces.measurements || m.context != nil && !bytes.Equal(m.context, nonces.context[:]) {
 			return nil, errors.New("spdm: the measurements answer another challenge")
@@ -74,6 +77,16 @@ func (s Scheme) proof(t *transcript, c moduleid.Challenge) (*moduleid.Proof, err
 		return nil, errors.New("spdm: the transcript has no signed measurements")
 	}
 	return p, identify(t, p)
+}
+
+// onlyTLS reports a certificate whose every purpose is TLS.
+func onlyTLS(c *x509.Certificate) bool {
+	for _, u := range c.ExtKeyUsage {
+		if u != x509.ExtKeyUsageClientAuth && u != x509.ExtKeyUsageServerAuth {
+			return false
+		}
+	}
+	return len(c.ExtKeyUsage) > 0 && len(c.UnknownExtKeyUsage) == 0
 }
 
 func malformed(err error) error {

@@ -1,7 +1,9 @@
 package spdm
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -57,5 +59,70 @@ func (r *Responder) ServeAll(ctx context.Context, l net.Listener) error {
 			return err
 		}
 		_ = r.Serve(ctx, conn) // one bad peer ends its own connection only
+	}
+}
+
+// ServeEmulator is ServeAll in the socket protocol of DMTF's reference
+// emulator, so that its requester, or a test of one, meets this responder. As
+// the emulator, it ends when a requester tells it to shut down, and hangs up
+// on one that comes with another binding.
+func (r *Responder) ServeEmulator(ctx context.Context, l net.Listener, b Binding) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	defer l.Close()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		if !r.emulate(ctx, conn, emuFraming{b}) {
+			return nil
+		}
+	}
+}
+
+// emulate serves one requester of ServeEmulator. It reports whether to go on.
+func (r *Responder) emulate(ctx context.Context, conn net.Conn, f emuFraming) bool {
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	defer conn.Close()
+	for {
+		if conn.SetDeadline(time.Now().Add(idle)) != nil {
+			return true
+		}
+		var head [12]byte
+		if _, err := io.ReadFull(conn, head[:]); err != nil {
+			return true
+		}
+		command, n := binary.BigEndian.Uint32(head[:]), binary.BigEndian.Uint32(head[8:])
+		if Binding(binary.BigEndian.Uint32(head[4:])) != f.b || n > maxFrame {
+			return true
+		}
+		// Read the rest as one frame again: the framing takes off its binding.
+		body := io.MultiReader(bytes.NewReader(head[:]), io.LimitReader(conn, int64(n)))
+		var err error
+		switch command {
+		case emuNormal:
+			var req []byte
+			if req, err = f.read(body); err == nil {
+				err = f.write(conn, r.Respond(f.exact(req)))
+			}
+		case emuHello:
+			if _, err = emuRead(body, command, f.b); err == nil {
+				err = emuWrite(conn, emuHello, f.b, []byte("Server Hello!\x00"))
+			}
+		case emuContinue, emuShutdown:
+			_ = emuWrite(conn, command, f.b, nil)
+			return command == emuContinue
+		default:
+			_ = emuWrite(conn, emuUnknown, f.b, nil)
+			return true
+		}
+		if err != nil {
+			return true
+		}
 	}
 }

@@ -59,7 +59,7 @@ func verifySignature(asym uint32, h crypto.Hash, key crypto.PublicKey, digest, s
 		return errors.New("the certificate's key is not of the negotiated algorithm")
 	}
 	var err error
-	if asym&(asymRSAPSS2048|asymRSAPSS3072|asymRSAPSS4096) != 0 {
+	if asym&asymPSS != 0 {
 		err = rsa.VerifyPSS(k, h, digest, sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
 	} else {
 		err = rsa.VerifyPKCS1v15(k, h, digest, sig)
@@ -73,7 +73,7 @@ func verifySignature(asym uint32, h crypto.Hash, key crypto.PublicKey, digest, s
 // makeSignature signs a digest in SPDM's encoding.
 func makeSignature(asym uint32, h crypto.Hash, key crypto.Signer, digest []byte) ([]byte, error) {
 	var opts crypto.SignerOpts = h
-	if asym&(asymRSAPSS2048|asymRSAPSS3072|asymRSAPSS4096) != 0 {
+	if asym&asymPSS != 0 {
 		opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: h}
 	}
 	sig, err := key.Sign(rand.Reader, digest, opts)
@@ -100,7 +100,7 @@ func algorithmOf(key crypto.PublicKey) uint32 {
 	case *ecdsa.PublicKey:
 		return map[int]uint32{256: asymP256, 384: asymP384, 521: asymP521}[k.Curve.Params().BitSize]
 	case *rsa.PublicKey:
-		return map[int]uint32{384: asymRSAPSS3072, 512: asymRSAPSS4096}[k.Size()]
+		return map[int]uint32{256: asymRSAPSS2048, 384: asymRSAPSS3072, 512: asymRSAPSS4096}[k.Size()]
 	}
 	return 0
 }

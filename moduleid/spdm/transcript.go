@@ -4,16 +4,12 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
 
 	"github.com/trusttree/trusttree/moduleid"
 )
-
-// maxPairs bounds a transcript.
-const maxPairs = maxChainReads + 16
 
 // transcript checks requests and responses in the order they were exchanged.
 // The requester runs it while it talks, and a verifier over what was kept:
@@ -23,6 +19,9 @@ type transcript struct {
 
 	version Version
 	flags   uint32 // the responder's capabilities
+	chunks  bool   // both sides take messages in chunks
+	most    int    // bytes that the responder takes in one transfer; 0: any
+	multi   bool   // the slots have keys of their own, and DIGESTS says for what
 	offered [2]uint32
 	asym    uint32
 	hash    crypto.Hash
@@ -126,6 +125,12 @@ func (t *transcript) capabilities(req, rsp []byte) error {
 		return errors.New("CAPABILITIES is too short")
 	}
 	t.flags = le.Uint32(rsp[8:])
+	if t.version >= Version12 {
+		if t.most = int(min(le.Uint32(rsp[12:]), maxFrame)); t.most < minTransfer {
+			return fmt.Errorf("the responder takes %d bytes at once; the least is %d", t.most, minTransfer)
+		}
+		t.chunks = t.flags&capChunk != 0 && len(req) >= 20 && le.Uint32(req[8:])&capChunk != 0
+	}
 	if t.flags&capCert == 0 || t.flags&capChallenge == 0 {
 		return errors.New("the responder has no certificates or answers no challenge")
 	}
@@ -138,6 +143,7 @@ func (t *transcript) algorithms(req, rsp []byte) error {
 		return errors.New("NEGOTIATE_ALGORITHMS has the wrong length")
 	}
 	t.offered = [2]uint32{le.Uint32(req[8:]), le.Uint32(req[12:])}
+	t.multi = t.version >= Version13 && t.flags&capMultiKey != 0 && req[7]&otherMultiKey != 0
 	if len(rsp) < 36 || int(le.Uint16(rsp[4:])) != len(rsp) {
 		return errors.New("ALGORITHMS has the wrong length")
 	}
@@ -160,9 +166,15 @@ func (t *transcript) digests(req, rsp []byte) error {
 	if len(req) != 4 {
 		return errors.New("GET_DIGESTS has the wrong length")
 	}
-	n, h := bits.OnesCount8(rsp[3]), t.hash.Size()
-	if len(rsp) != 4+n*h {
-		return fmt.Errorf("DIGESTS has %d bytes; %d slots need %d", len(rsp), n, 4+n*h)
+	n, size := bits.OnesCount8(rsp[3]), t.hash.Size()
+	if t.multi {
+		size += multiKeySize
+	}
+	if len(rsp) < 4+n*size {
+		return fmt.Errorf("DIGESTS has %d bytes; %d slots need %d", len(rsp), n, 4+n*size)
+	}
+	if len(rsp) > 4+n*size {
+		return fmt.Errorf("DIGESTS: %w: %d", errLong, len(rsp)-4-n*size)
 	}
 	t.listed = rsp
 	pair(&t.b, req, rsp)
@@ -178,6 +190,28 @@ func (t *transcript) slotDigest(slot byte) ([]byte, error) {
 	return t.listed[4+i*h : 4+(i+1)*h], nil
 }
 
+// usable reports what keeps the key of the slot from a use, which only
+// multi-key connections say: after the digests come a key pair and a kind of
+// certificate, a byte each, and two bytes of uses for each slot.
+func (t *transcript) usable(use uint16, what string) error {
+	if !t.multi {
+		return nil
+	}
+	n, i := bits.OnesCount8(t.listed[3]), bits.OnesCount8(t.listed[3]&(1<<t.slot-1))
+	if uses := le.Uint16(t.listed[4+n*(t.hash.Size()+2)+2*i:]); uses&use == 0 {
+		return fmt.Errorf("the key of slot %d is not for %s (its uses are %#04x)", t.slot, what, uses)
+	}
+	return nil
+}
+
+// Multi-key connections, since 1.3.
+const (
+	otherMultiKey = 1 << 4 // in NEGOTIATE_ALGORITHMS: the slots may have keys of their own
+	multiKeySize  = 4      // bytes that DIGESTS then says about each slot
+	useChallenge  = 1 << 1
+	useMeasure    = 1 << 2
+)
+
 func (t *transcript) certificate(req, rsp []byte) error {
 	if len(req) != 8 || len(rsp) < 8 || req[2] > 7 {
 		return errors.New("GET_CERTIFICATE or CERTIFICATE has the wrong length")
@@ -191,6 +225,8 @@ func (t *transcript) certificate(req, rsp []byte) error {
 		return errors.New("certificates of another slot in between")
 	case t.certs != nil || offset != len(t.chain):
 		return errors.New("a portion of the certificate chain is out of order")
+	case portion > 0 && len(rsp) > 8+portion:
+		return fmt.Errorf("CERTIFICATE: %w: %d", errLong, len(rsp)-8-portion)
 	case portion == 0 || len(rsp) != 8+portion:
 		return fmt.Errorf("CERTIFICATE announces a portion of %d bytes and has %d", portion, len(rsp)-8)
 	case portion > int(le.Uint16(req[6:])):
@@ -295,6 +331,9 @@ func (t *transcript) challenge(req, rsp []byte) error {
 	case !bytes.Equal(echoed, context):
 		return errors.New("CHALLENGE_AUTH is about another requester's context")
 	}
+	if err := t.usable(useChallenge, "challenges"); err != nil {
+		return err
+	}
 	m1 := append(append(append(bytes.Clone(t.a), t.b...), req...), rsp[:signed]...)
 	digest := signedDigest(t.version, contextChallenge, t.hash, m1)
 	if err := verifySignature(t.asym, t.hash, t.certs[0].PublicKey, digest, sig); err != nil {
@@ -342,6 +381,9 @@ func (t *transcript) measured(req, rsp []byte) error {
 	case t.version >= Version12 && rsp[3]>>4&3 == 1:
 		return errors.New("the responder says that its measurements changed while they were read")
 	}
+	if err := t.usable(useMeasure, "measurements"); err != nil {
+		return err
+	}
 	pair(&t.l, req, rsp[:signed])
 	l1 := t.l
 	if t.version >= Version12 {
@@ -358,59 +400,4 @@ func (t *transcript) measured(req, rsp []byte) error {
 	t.l = nil
 	t.measurements = append(t.measurements, signedMeasurements{[32]byte(nonce), context, blocks})
 	return nil
-}
-
-// kinds are the types of DMTF measurements.
-var kinds = []string{"rom", "firmware", "hardware-config", "firmware-config", "manifest", "device-mode", "version", "svn"}
-
-// parseBlocks reads a measurement record of DMTF blocks.
-func parseBlocks(count int, record []byte) ([]moduleid.Measurement, error) {
-	r := reader{p: record}
-	var blocks []moduleid.Measurement
-	for range count {
-		index, spec, size := r.u8(), r.u8(), r.u16()
-		b := reader{p: r.bytes(size)}
-		kind := b.u8()
-		value := b.bytes(b.u16())
-		if r.bad || spec != 1 || b.end() != nil {
-			return nil, fmt.Errorf("measurement block %d is malformed", len(blocks)+1)
-		}
-		name := fmt.Sprintf("type-%d", kind&0x7f)
-		if int(kind&0x7f) < len(kinds) {
-			name = kinds[kind&0x7f]
-		}
-		blocks = append(blocks, moduleid.Measurement{Index: int(index), Kind: name, Value: bytes.Clone(value)})
-	}
-	return blocks, r.end()
-}
-
-// encodePairs writes messages, each after its length as a 32-bit big-endian
-// integer.
-func encodePairs(messages [][]byte) []byte {
-	var out []byte
-	for _, m := range messages {
-		out = binary.BigEndian.AppendUint32(out, uint32(len(m)))
-		out = append(out, m...)
-	}
-	return out
-}
-
-// decodePairs is the reverse of encodePairs.
-func decodePairs(p []byte) ([][]byte, error) {
-	var messages [][]byte
-	for len(p) > 0 {
-		if len(p) < 4 {
-			return nil, errors.New("the transcript ends in a message's length")
-		}
-		n := binary.BigEndian.Uint32(p)
-		if uint64(n) > uint64(len(p)-4) || len(messages) >= 2*maxPairs {
-			return nil, errors.New("the transcript is cut off or has too many messages")
-		}
-		messages = append(messages, p[4:4+n:4+n])
-		p = p[4+n:]
-	}
-	if len(messages)%2 != 0 {
-		return nil, errors.New("the transcript ends in a request")
-	}
-	return messages, nil
 }

@@ -1,9 +1,7 @@
 package spdm
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -57,7 +55,12 @@ func (s *stream) Exchange(ctx context.Context, req []byte) (rsp []byte, err erro
 	return rsp, nil
 }
 
-func (s *stream) Close() error { return s.conn.Close() }
+func (s *stream) Close() error {
+	if f, ok := s.framing.(interface{ bye(net.Conn) }); ok && s.broken == nil {
+		f.bye(s.conn)
+	}
+	return s.conn.Close()
+}
 
 // DialTCP connects to a responder over SPDM's TCP binding (DMTF DSP0287).
 func DialTCP(ctx context.Context, address string) (Transport, error) {
@@ -71,6 +74,13 @@ func dial(ctx context.Context, address string, f framing) (*stream, error) {
 		return nil, fmt.Errorf("spdm: %w", err)
 	}
 	return &stream{conn: conn, framing: f}, nil
+}
+
+func (s *stream) padding() int {
+	if p, ok := s.framing.(interface{ padding() int }); ok {
+		return p.padding()
+	}
+	return 0
 }
 
 // tcpFraming is DSP0287: length of what follows it, version 1, type 5.
@@ -93,72 +103,6 @@ func (tcpFraming) read(r io.Reader) ([]byte, error) {
 	n := int(le.Uint16(head[:])) - 2
 	if n < 4 || head[2] != 1 || head[3] != 5 {
 		return nil, fmt.Errorf("a frame of length %d, version %d, type %d is no SPDM message", n, head[2], head[3])
-	}
-	p := make([]byte, n)
-	_, err := io.ReadFull(r, p)
-	return p, err
-}
-
-// Commands and transports of the reference emulator's socket.
-const (
-	emuNormal = 0x0001
-	emuHello  = 0xdead
-	emuMCTP   = 1
-)
-
-// DialEmulator connects to DMTF's reference emulator (spdm-emu), with MCTP as
-// the transport inside its socket protocol.
-func DialEmulator(ctx context.Context, address string) (Transport, error) {
-	s, err := dial(ctx, address, emuFraming{})
-	if err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Now()) })
-	defer stop()
-	if err = emuWrite(s.conn, emuHello, []byte("Client Hello!\x00")); err == nil {
-		_, err = emuRead(s.conn, emuHello)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("spdm: greet the emulator: %w", err), s.Close())
-	}
-	return s, nil
-}
-
-type emuFraming struct{}
-
-func (emuFraming) write(w io.Writer, m []byte) error {
-	return emuWrite(w, emuNormal, append([]byte{5}, m...))
-}
-
-func (emuFraming) read(r io.Reader) ([]byte, error) {
-	p, err := emuRead(r, emuNormal)
-	if err == nil && (len(p) < 5 || p[0] != 5) {
-		err = errors.New("the emulator answered something else than SPDM over MCTP")
-	}
-	if err != nil {
-		return nil, err
-	}
-	return p[1:], nil
-}
-
-func emuWrite(w io.Writer, command uint32, p []byte) error {
-	var b bytes.Buffer
-	for _, v := range []uint32{command, emuMCTP, uint32(len(p))} {
-		b.Write(binary.BigEndian.AppendUint32(nil, v))
-	}
-	b.Write(p)
-	_, err := w.Write(b.Bytes())
-	return err
-}
-
-func emuRead(r io.Reader, command uint32) ([]byte, error) {
-	var head [12]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, err
-	}
-	got, n := binary.BigEndian.Uint32(head[:]), binary.BigEndian.Uint32(head[8:])
-	if got != command || n > maxFrame {
-		return nil, fmt.Errorf("the emulator answered command %#x with %d bytes", got, n)
 	}
 	p := make([]byte, n)
 	_, err := io.ReadFull(r, p)

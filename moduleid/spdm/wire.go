@@ -3,6 +3,7 @@ package spdm
 import (
 	"crypto"
 	"encoding/binary"
+	"errors"
 	"fmt"
 )
 
@@ -28,6 +29,8 @@ const (
 	reqChallenge    = 0x83
 	reqVersion      = 0x84
 	reqMeasurements = 0xe0
+	reqChunkSend    = 0x85
+	reqChunkGet     = 0x86
 	reqCapabilities = 0xe1
 	reqAlgorithms   = 0xe3
 	reqIfReady      = 0xff
@@ -36,6 +39,8 @@ const (
 	rspCertificate  = 0x02
 	rspChallenge    = 0x03
 	rspVersion      = 0x04
+	rspChunkAck     = 0x05
+	rspChunk        = 0x06
 	rspMeasurements = 0x60
 	rspCapabilities = 0x61
 	rspAlgorithms   = 0x63
@@ -48,6 +53,8 @@ const (
 	errBusy           = 0x03
 	errUnexpected     = 0x04
 	errUnsupported    = 0x07
+	errTooLarge       = 0x0d // the response is
+	errLarge          = 0x0f // the response comes in chunks
 	errVersion        = 0x41
 	errNotReady       = 0x42
 	errResynch        = 0x43
@@ -58,13 +65,19 @@ const (
 	capCert      = 1 << 1
 	capChallenge = 1 << 2
 	capMeas      = 3 << 3 // mask: 1 unsigned, 2 signed
+	capMeasNoSig = 1 << 3
 	capMeasSig   = 2 << 3
+	capChunk     = 1 << 17
 	capAlias     = 1 << 18
+	capMultiKey  = 3 << 26 // mask: 1 always, 2 where it is asked for
+	capMultiOnly = 1 << 26
 )
 
 // Limits.
 const (
-	maxMessage     = 0x1200   // bytes of one message, as we tell the responder
+	maxMessage     = 0x1200   // bytes of one transfer, as we tell the responder
+	maxLarge       = 32 << 10 // bytes of one message in chunks, as we tell the responder
+	minTransfer    = 42       // the least that the standard allows for one transfer
 	maxChain       = 64 << 10 // bytes of a certificate chain
 	maxChainReads  = 300      // GET_CERTIFICATE requests
 	maxOpaque      = 1024
@@ -84,7 +97,8 @@ const (
 	asymP384       = 1 << 7
 	asymP521       = 1 << 8
 
-	asymOffered = asymP256 | asymP384 | asymP521 | asymRSAPSS3072 | asymRSASSA3072 | asymRSAPSS4096 | asymRSASSA4096
+	asymPSS     = asymRSAPSS2048 | asymRSAPSS3072 | asymRSAPSS4096
+	asymOffered = asymP256 | asymP384 | asymP521 | asymPSS | asymRSASSA2048 | asymRSASSA3072 | asymRSASSA4096
 )
 
 // Hash algorithms, a bit each.
@@ -167,13 +181,24 @@ func (r *reader) u24() int {
 	return 0
 }
 
+func (r *reader) u32() uint32 {
+	if p := r.bytes(4); p != nil {
+		return le.Uint32(p)
+	}
+	return 0
+}
+
+// errLong says that bytes are left after a message. A transport that pads has
+// them taken off; nobody else may add any.
+var errLong = errors.New("the message has bytes too many")
+
 // end reports a message that was too short, or has bytes left.
 func (r *reader) end() error {
 	if r.bad {
-		return fmt.Errorf("the message is too short")
+		return errors.New("the message is too short")
 	}
 	if len(r.p) > 0 {
-		return fmt.Errorf("the message has %d bytes too many", len(r.p))
+		return fmt.Errorf("%w: %d", errLong, len(r.p))
 	}
 	return nil
 }
