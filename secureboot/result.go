@@ -49,6 +49,7 @@ const (
 	CodePCRIncomplete     Code = "pcr.incomplete"        // reference values expect more events
 	CodePCRInconsistent   Code = "pcr.inconsistent"      // each PCR matches, but not all in one variant
 	CodeLogSeparator      Code = "log.separator"         // not exactly one separator, or a disguised one
+	CodeLogUnbound        Code = "log.unbound"           // an event of PCR 7 whose data is not what was measured
 	CodeLogFirmwareError  Code = "log.firmware-error"    // the firmware measured an error
 	CodeBootAttempts      Code = "boot.failed-attempts"  // more boot options returned than allowed
 	CodeBootOmitted       Code = "boot.attempts-omitted" // the firmware left out boot attempts

@@ -132,7 +132,11 @@ func (s *State) readPCR7(v *eventlog.Verified) {
 		}
 		data, binding := e.Fact()
 		if binding != eventlog.BindingData {
-			s.finding(CodeSBUnknownEvent, 7, e.Num, "digest of something that the log does not hold (%s)", e.Claimed().Type)
+			code := CodeSBUnknownEvent
+			if binding == eventlog.BindingNone { // PFP has no such event in PCR 7: the log was changed
+				code = CodeLogUnbound
+			}
+			s.finding(code, 7, e.Num, "digest of something that the log does not hold (%s)", e.Claimed().Type)
 			certain = certain && seps > 0
 			continue
 		}

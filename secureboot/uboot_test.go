@@ -2,8 +2,11 @@ package secureboot_test
 
 import (
 	"crypto"
+	"os"
+	"slices"
 	"testing"
 
+	"github.com/google/go-tpm/tpm2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -80,4 +83,57 @@ func TestEventsNeverExtendedAreFound(t *testing.T) {
 	ev.PCRs = logtest.Values(crypto.SHA256, events[2:])
 	r := p.Appraise(ev, now)
 	assert.Equal(t, []secureboot.Code{secureboot.CodePCRMismatch}, codes(r))
+}
+
+// recordedUBoot is a boot by Debian's U-Boot on an emulated ARM board with a
+// TPM; testdata/uboot/README.md says how it was made.
+func recordedUBoot(t *testing.T) secureboot.Evidence {
+	t.Helper()
+	const dir = "testdata/uboot/qemu-arm64/"
+	log, err := os.ReadFile(dir + "binary_bios_measurements")
+	require.NoError(t, err)
+	pcrs, err := os.ReadFile(dir + "pcrs.txt")
+	require.NoError(t, err)
+	ev := secureboot.Evidence{Bank: crypto.SHA256, EventLog: log, PCRs: pcrsOf(t, pcrs, crypto.SHA256)}
+	quoted, err := os.ReadFile(dir + "quote_sha256.tpms_attest")
+	require.NoError(t, err)
+	att, err := tpm2.Unmarshal[tpm2.TPMSAttest](quoted)
+	require.NoError(t, err)
+	info, err := att.Attested.Quote()
+	require.NoError(t, err)
+	h := crypto.SHA256.New()
+	for pcr := range 24 {
+		h.Write(ev.PCRs[pcr])
+	}
+	require.Equal(t, h.Sum(nil), info.PCRDigest.Buffer, "the TPM quoted these values")
+	return ev
+}
+
+// TestRecordedUBootBoot: the TPM of a board that U-Boot booted confirms its log,
+// and another image is refused.
+func TestRecordedUBootBoot(t *testing.T) {
+	ev := recordedUBoot(t)
+	_, err := secureboot.Learn(secureboot.LearnOptions{NotAfter: nextYear}, ev)
+	require.ErrorContains(t, err, "Secure Boot")
+	p, err := secureboot.Learn(secureboot.LearnOptions{Name: "board", NotAfter: nextYear, InsecureNoSB: true}, ev)
+	require.NoError(t, err)
+	r := p.Appraise(ev, now)
+	assert.Equal(t, secureboot.Affirming, r.Status, "%v", r.Findings)
+	assert.Equal(t, secureboot.No, r.SecureBoot.Enabled)
+	assert.Equal(t, secureboot.ModeSetup, r.SecureBoot.Mode)
+	assert.False(t, r.Enforcing)
+	require.Len(t, r.SecureBoot.Images, 1)
+	assert.True(t, r.SecureBoot.Images[0].PreOS, "U-Boot measures the image before the separator")
+
+	header, events := logtest.Split(ev.EventLog)
+	for name, c := range map[string]struct {
+		pcr uint32
+		typ eventlog.Type
+	}{"image": {4, eventlog.EvEFIBootServicesApp}, "U-Boot's version": {0, eventlog.EvSCRTMVersion}, "command line": {9, eventlog.EvEventTag}, "keys": {7, eventlog.EvEFIVariableDriverConfig}} {
+		es := slices.Clone(events)
+		es[find(es, c.pcr, c.typ)] = logtest.Measured(c.pcr, c.typ, []byte("evil"), banks...)
+		bad := ev
+		bad.EventLog, bad.PCRs = logtest.Join(header, es), logtest.Values(crypto.SHA256, es)
+		assert.Equal(t, secureboot.Contraindicated, p.Appraise(bad, now).Status, name)
+	}
 }
