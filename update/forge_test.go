@@ -137,7 +137,7 @@ func (f *forge) pin(targets []byte, roles ...obj) {
 	metas := obj{"targets.json": meta(f.version["targets"], targets)}
 	for _, r := range roles {
 		name, data := r["name"].(string), r["data"].([]byte)
-		f.files["metadata/1."+tufmeta.Quote(name)+".json"] = data
+		f.files["metadata/"+tufmeta.MetadataName(name, 1)] = data
 		metas[name+".json"] = meta(1, data)
 	}
 	f.putSnapshot(f.signed("snapshot", f.version["snapshot"]+1, obj{"meta": metas}))

@@ -30,6 +30,9 @@ type HTTPConfig struct {
 	// URLs are base URLs of the same repository, tried in order: the next
 	// mirror is asked when one fails. At most 16.
 	URLs []string
+	// TargetURLs, when set, are base URLs of the targets: then metadata/NAME
+	// lies at URL/NAME, and targets/NAME at TARGETURL/NAME. At most 16.
+	TargetURLs []string
 	// Transport carries the requests: a tunnel, a proxy, a client with
 	// certificates. Nil means an http.Transport of the source's own; nothing
 	// of net/http's process-wide defaults is used or changed.
@@ -55,15 +58,15 @@ type HTTPConfig struct {
 // HTTPSource reads a repository over HTTP or HTTPS.
 func HTTPSource(cfg HTTPConfig) (Source, error) {
 	s := &httpSource{cfg: cfg, etags: map[string]string{}}
-	if len(cfg.URLs) == 0 || len(cfg.URLs) > 16 {
-		return nil, fmt.Errorf("update: HTTP source with %d URLs, want 1 to 16", len(cfg.URLs))
+	if len(cfg.URLs) == 0 || len(cfg.URLs) > 16 || len(cfg.TargetURLs) > 16 {
+		return nil, fmt.Errorf("update: HTTP source with %d and %d URLs, want 1 to 16", len(cfg.URLs), len(cfg.TargetURLs))
 	}
-	for _, raw := range cfg.URLs {
-		u, err := url.Parse(raw)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
-			return nil, fmt.Errorf("update: HTTP source URL %q: want http(s)://host/path", raw)
-		}
-		s.bases = append(s.bases, u)
+	var err error
+	if s.all.bases, err = baseURLs(cfg.URLs); err != nil {
+		return nil, err
+	}
+	if s.targets.bases, err = baseURLs(cfg.TargetURLs); err != nil {
+		return nil, err
 	}
 	s.cfg.MinRate = or(cfg.MinRate, defaultMinRate)
 	s.cfg.Window = or(cfg.Window, defaultWindow)
@@ -80,6 +83,17 @@ func HTTPSource(cfg HTTPConfig) (Source, error) {
 	return s, nil
 }
 
+func baseURLs(raw []string) (out []*url.URL, err error) {
+	for _, r := range raw {
+		u, err := url.Parse(r)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+			return nil, fmt.Errorf("update: HTTP source URL %q: want http(s)://host/path", r)
+		}
+		out = append(out, u)
+	}
+	return out, nil
+}
+
 func or[T comparable](v, def T) T {
 	var zero T
 	if v == zero {
@@ -89,14 +103,40 @@ func or[T comparable](v, def T) T {
 }
 
 type httpSource struct {
-	cfg    HTTPConfig
-	bases  []*url.URL
-	client *http.Client
+	cfg          HTTPConfig
+	all, targets mirrors // targets is empty when all has them too
+	client       *http.Client
 
 	mu    sync.Mutex
 	etags map[string]string // URL → ETag of files that were opened from the start
-	first int               // mirror to ask first: not one that was slow
 }
+
+// mirrors are base URLs of the same files.
+type mirrors struct {
+	bases []*url.URL
+	first int // which to ask first: not one that was slow; httpSource.mu guards it
+}
+
+// locate returns where a file may lie, and its path there, escaped.
+func (s *httpSource) locate(name string) (*mirrors, string) {
+	m := &s.all
+	rest, isMeta := strings.CutPrefix(name, "metadata/")
+	if len(s.targets.bases) > 0 {
+		target, isTarget := strings.CutPrefix(name, "targets/")
+		switch {
+		case isTarget:
+			m, name = &s.targets, target
+		case isMeta:
+			name = rest
+		}
+	}
+	if isMeta && strings.Trim(rest, unreserved+"%") == "" { // as tufmeta.MetadataName made it
+		return m, name
+	}
+	return m, escapePath(name)
+}
+
+const unreserved = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~"
 
 func (s *httpSource) checkRedirect(req *http.Request, via []*http.Request) error {
 	first := via[0].URL
@@ -120,21 +160,22 @@ func (s *httpSource) checkRedirect(req *http.Request, via []*http.Request) error
 func (s *httpSource) Open(ctx context.Context, name string, off, n int64) (io.ReadCloser, error) {
 	var last error
 	absent := 0
+	m, path := s.locate(name)
 	s.mu.Lock()
-	first := s.first
+	first := m.first
 	s.mu.Unlock()
-	for i := range s.bases {
-		base := s.bases[(first+i)%len(s.bases)]
+	for i := range m.bases {
+		base := m.bases[(first+i)%len(m.bases)]
 		u := *base
 		u.Path, u.RawPath = "", ""
-		full := u.String() + strings.TrimSuffix(base.EscapedPath(), "/") + "/" + escapePath(name)
+		full := u.String() + strings.TrimSuffix(base.EscapedPath(), "/") + "/" + path
 		for attempt := range s.cfg.Attempts {
 			if attempt > 0 {
 				if err := sleep(ctx, 100*time.Millisecond<<attempt); err != nil {
 					return nil, err
 				}
 			}
-			r, err := s.get(ctx, full, off, n)
+			r, err := s.get(ctx, m, full, off, n)
 			if err == nil {
 				return r, nil
 			}
@@ -151,7 +192,7 @@ func (s *httpSource) Open(ctx context.Context, name string, off, n int64) (io.Re
 			}
 		}
 	}
-	if absent == len(s.bases) {
+	if absent == len(m.bases) {
 		return nil, &fs.PathError{Op: "get", Path: name, Err: fs.ErrNotExist}
 	}
 	if r := new(RefusedError); errors.As(last, &r) {
@@ -181,7 +222,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-func (s *httpSource) get(ctx context.Context, full string, off, n int64) (io.ReadCloser, error) {
+func (s *httpSource) get(ctx context.Context, m *mirrors, full string, off, n int64) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, full, nil)
 	if err != nil {
@@ -218,23 +259,23 @@ func (s *httpSource) get(ctx context.Context, full string, off, n int64) (io.Rea
 	if rsp.StatusCode == http.StatusOK && off > 0 {
 		// The server ignores ranges: what is not wanted passes by, at the
 		// same minimum rate.
-		p := newPaced(ctx, s.passOver(cancel), rsp.Body, full, s.cfg.MinRate, s.cfg.Window)
+		p := newPaced(ctx, s.passOver(m, cancel), rsp.Body, full, s.cfg.MinRate, s.cfg.Window)
 		if _, err := io.CopyN(io.Discard, p, off); err != nil {
 			_ = p.Close()
 			return nil, refuseErr(ErrServer, full, fmt.Errorf("ends before byte %d: %w", off, err))
 		}
 		return p, nil
 	}
-	return newPaced(ctx, s.passOver(cancel), rsp.Body, full, s.cfg.MinRate, s.cfg.Window), nil
+	return newPaced(ctx, s.passOver(m, cancel), rsp.Body, full, s.cfg.MinRate, s.cfg.Window), nil
 }
 
 // passOver makes the next request begin at another mirror when this one was
 // too slow.
-func (s *httpSource) passOver(cancel context.CancelCauseFunc) context.CancelCauseFunc {
+func (s *httpSource) passOver(m *mirrors, cancel context.CancelCauseFunc) context.CancelCauseFunc {
 	return func(cause error) {
 		if errors.Is(cause, ErrSlow) {
 			s.mu.Lock()
-			s.first = (s.first + 1) % len(s.bases)
+			m.first = (m.first + 1) % len(m.bases)
 			s.mu.Unlock()
 		}
 		cancel(cause)

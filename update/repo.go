@@ -177,7 +177,7 @@ func (r *repo) keepRoot(t *trustedmetadata.TrustedMetadata) error {
 }
 
 func (r *repo) cacheFile(role string) string {
-	return filepath.Join(r.dir, tufmeta.Quote(role)+".json")
+	return filepath.Join(r.dir, tufmeta.CacheFile(role))
 }
 
 func (r *repo) cached(role string) []byte {
@@ -305,7 +305,7 @@ func (r *repo) fetchSigned(ctx context.Context, t *trustedmetadata.TrustedMetada
 			return nil, refuse(ErrTooLarge, what, "%d bytes, limit %d", limit, r.limits.Signed)
 		}
 	}
-	name := "metadata/" + tufmeta.Quote(role) + ".json"
+	name := "metadata/" + tufmeta.RoleFile(role)
 	if t.Root.Signed.ConsistentSnapshot {
 		name = "metadata/" + tufmeta.MetadataName(role, meta.Version)
 	}

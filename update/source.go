@@ -13,7 +13,8 @@ import (
 // one root. Implementations are safe for concurrent use.
 type Source interface {
 	// Open returns the bytes of a file from offset off on. name is
-	// slash-separated and not escaped. n is how many bytes are wanted, or
+	// slash-separated and not escaped, but that role names in metadata/ are
+	// percent-encoded, as they are in a URL. n is how many bytes are wanted, or
 	// negative for all; a source may deliver more, which is not read. What
 	// is not there is reported as fs.ErrNotExist. When ctx is done, reading
 	// fails.

@@ -139,17 +139,27 @@ func (t *trusted) target(ctx context.Context, name string) (*Target, error) {
 // reach w before they are verified: on an error discard what was written.
 func (c *Client) Download(ctx context.Context, t *Target, w io.Writer) error {
 	v := t.verifier()
-	d := download{src: c.cfg.Images, names: t.files, length: t.length, limits: c.cfg.Limits}
-	if err := d.run(ctx, func(p []byte, _ int64) error {
-		if _, err := w.Write(p); err != nil {
-			return err
-		}
-		_, err := v.Write(p)
-		return err
-	}); err != nil {
+	if err := c.fetch(ctx, t, w, v, nil); err != nil {
 		return err
 	}
 	return v.check()
+}
+
+// fetch writes what comes after the first v.n bytes of a target to w and v.
+func (c *Client) fetch(ctx context.Context, t *Target, w io.Writer, v *verifier, progress func(done, total int64)) error {
+	d := download{src: c.cfg.Images, names: t.files, length: t.length, off: v.n, limits: c.cfg.Limits}
+	return d.run(ctx, func(p []byte, _ int64) error {
+		if _, err := w.Write(p); err != nil {
+			return err
+		}
+		if _, err := v.Write(p); err != nil {
+			return err
+		}
+		if progress != nil {
+			progress(v.n, t.length)
+		}
+		return nil
+	})
 }
 
 // download fetches one file of known length from an offset on, resuming after

@@ -7,11 +7,13 @@
 //
 // init trusts the file ROOT and asks no network. --target-name may be given
 // several times: one client fetches them in order, and a target that lies in X
-// already, unaltered, is not fetched again. The exit code is 0 or 1.
+// already, unaltered, is not fetched again. A download that was interrupted
+// continues where it stood. The exit code is 0 or 1.
 package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -24,6 +26,9 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
 
 	"github.com/trusttree/trusttree/update"
 )
@@ -76,7 +81,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 			return err
 		}
 		for _, name := range targets {
-			if err := download(ctx, c, name, *targetDir); err != nil {
+			if err := download(ctx, c, name, *targetDir, stderr); err != nil {
 				return err
 			}
 		}
@@ -101,7 +106,23 @@ func initialize(ctx context.Context, dir, rootFile string) error {
 	if err := c.Init(ctx); err != nil {
 		return err
 	}
-	return os.WriteFile(anchor(dir), root, 0o600)
+	return writeFile(anchor(dir), root)
+}
+
+// writeFile makes a file that is there whole or not at all.
+func writeFile(name string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return os.Rename(f.Name(), name)
 }
 
 func client(dir string, root []byte, src update.Source, now time.Time) (*update.Client, error) {
@@ -120,11 +141,9 @@ func refresh(ctx context.Context, dir, metadataURL, targetURL string) (*update.C
 	if err != nil {
 		return nil, err
 	}
-	src := split{}
-	for prefix, url := range map[string]string{"metadata/": metadataURL, "targets/": targetURL} {
-		if src[prefix], err = update.HTTPSource(update.HTTPConfig{URLs: []string{url}, Attempts: 2}); err != nil {
-			return nil, err
-		}
+	src, err := update.HTTPSource(update.HTTPConfig{URLs: []string{metadataURL}, TargetURLs: []string{targetURL}, Attempts: 1})
+	if err != nil {
+		return nil, err
 	}
 	c, err := client(dir, root, src, now)
 	if err != nil {
@@ -147,48 +166,45 @@ func clock(ctx context.Context) (time.Time, error) {
 	return time.Unix(s, 0), nil
 }
 
-// split reads metadata and targets from two places.
-type split map[string]update.Source
-
-func (s split) Open(ctx context.Context, name string, off, n int64) (io.ReadCloser, error) {
-	for prefix, src := range s {
-		if rest, ok := strings.CutPrefix(name, prefix); ok {
-			return src.Open(ctx, rest, off, n)
-		}
+// fileName makes one visible file name of a target's name.
+func fileName(target string) string {
+	name := strings.NewReplacer("%", "%25", "/", "%2F").Replace(target)
+	if strings.HasPrefix(name, ".") {
+		name = "%2E" + name[1:]
 	}
-	return nil, fmt.Errorf("no source for %s", name)
+	if len(name) > 200 {
+		name = fmt.Sprintf("%.100s~%x", name, sha256.Sum256([]byte(target)))
+	}
+	return name
 }
 
-func download(ctx context.Context, c *update.Client, name, dir string) (err error) {
+func download(ctx context.Context, c *update.Client, name, dir string, stderr io.Writer) error {
 	t, err := c.Target(ctx, name)
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(dir, strings.NewReplacer("%", "%25", "/", "%2F").Replace(name))
-	if f, err := os.Open(file); err == nil {
-		same := t.Verify(f)
-		if err := f.Close(); err != nil {
-			return err
-		}
-		if same == nil {
-			return nil
-		}
+	progress, done := bar(stderr, name, t.Length())
+	defer done()
+	return c.DownloadFile(ctx, t, filepath.Join(dir, fileName(name)), progress)
+}
+
+// bar shows a progress bar on a terminal, and two plain lines elsewhere. A
+// target that is there already shows neither.
+func bar(w io.Writer, name string, total int64) (progress func(done, total int64), done func()) {
+	f, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		began := false
+		return func(n, total int64) {
+			if !began {
+				fmt.Fprintf(w, "%s: fetching, %d bytes\n", name, total)
+			}
+			if began = true; n == total {
+				fmt.Fprintf(w, "%s: complete\n", name)
+			}
+		}, func() {}
 	}
-	tmp, err := os.CreateTemp(dir, ".download-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(tmp.Name()))
-		}
-	}()
-	err = c.Download(ctx, t, tmp)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), file)
+	b := progressbar.NewOptions64(total, progressbar.OptionSetWriter(w), progressbar.OptionSetDescription(name), progressbar.OptionShowBytes(true),
+		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
+	// A bar that can't be drawn stops nothing.
+	return func(n, _ int64) { _ = b.Set64(n) }, func() { _ = b.Exit() }
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"github.com/trusttree/trusttree/update/internal/tufmeta"
+	"github.com/trusttree/trusttree/update/manifest"
 )
 
 // setRole replaces a top-level role's keys and threshold.
@@ -100,7 +101,8 @@ func (tx *Tx) makeBins(bits int, role Role) error {
 
 // Delegation gives another party a share of the target names.
 type Delegation struct {
-	// Name is the delegated role's name.
+	// Name is the delegated role's name: letters, digits, '.', '_', '-', so
+	// that it is the same in files and URLs whoever reads them.
 	Name string
 	// Role says who signs it.
 	Role Role
@@ -116,6 +118,9 @@ type Delegation struct {
 func (tx *Tx) Delegate(d Delegation) error {
 	if err := tufmeta.CheckRoleName(d.Name); err != nil {
 		return fmt.Errorf("repository: %w", err)
+	}
+	if !manifest.IsName(d.Name) {
+		return fmt.Errorf("repository: delegated role %.60q: want letters, digits, '.', '_', '-'", d.Name)
 	}
 	keys, ids, err := keySet(d.Name, d.Role)
 	if err != nil {

@@ -13,11 +13,15 @@ import (
 
 // Quote makes one safe file name, or one segment of a URL, of any string:
 // everything but letters, digits, '.', '_', '-' and '~' is percent-encoded.
-// Role names are written so; "." and ".." are encoded too.
+// "." and ".." are encoded too.
 func Quote(s string) string {
 	if s == "." || s == ".." {
 		return strings.ReplaceAll(s, ".", "%2E")
 	}
+	return escape(s)
+}
+
+func escape(s string) string {
 	var b strings.Builder
 	for i := range len(s) {
 		switch c := s[i]; {
@@ -30,13 +34,27 @@ func Quote(s string) string {
 	return b.String()
 }
 
+// RoleFile is the file name of a role's metadata without a version: the
+// percent-encoded name and ".json", which keeps "." and ".." harmless.
+func RoleFile(role string) string { return escape(role) + ".json" }
+
+// CacheFile is RoleFile, cut to what file systems take.
+func CacheFile(role string) string {
+	name := RoleFile(role)
+	if len(name) <= 200 {
+		return name
+	}
+	sum := sha256.Sum256([]byte(role))
+	return name[:100] + "~" + hex.EncodeToString(sum[:]) + ".json"
+}
+
 // MetadataName is the file name of a metadata version in a repository with
 // consistent snapshots. Timestamp has no version in its name.
 func MetadataName(role string, version int64) string {
 	if role == metadata.TIMESTAMP {
 		return "timestamp.json"
 	}
-	return strconv.FormatInt(version, 10) + "." + Quote(role) + ".json"
+	return strconv.FormatInt(version, 10) + "." + RoleFile(role)
 }
 
 // TargetName is the file name of a target in a repository with consistent
