@@ -133,7 +133,7 @@ func nodeFlows(domain string) tlsconn.Policy {
 	return tlsconn.Policy{Version: 1, Serial: 1, Rules: []tlsconn.Rule{{
 		Name: "cloud-services", Action: tlsconn.Allow, Peers: []string{"spiffe://" + domain + "/node/*"},
 		Direction: tlsconn.ToCloud, Proto: tlsconn.TCP,
-		Services: []string{wire.ServiceIngest, wire.ServiceTUF, wire.ServiceKeys},
+		Services: []string{wire.ServiceIngest, wire.ServiceTUF, wire.ServiceKeys, wire.ServiceReport},
 	}}}
 }
 

@@ -127,8 +127,9 @@ func readFS(dir fs.FS, name string, limit int64) ([]byte, error) {
 // reports takes what nodes say about their software: a nonce is asked for, and
 // the report that is signed over it by the node's attested key is taken once.
 type reports struct {
-	fleet *fleet
-	log   *slog.Logger
+	fleet    *fleet
+	reattest func(tlsconn.ID) int
+	log      *slog.Logger
 
 	mu     sync.Mutex
 	nonces map[string]nonce // by node
@@ -146,15 +147,28 @@ const (
 	maxReporter = 10000 // nodes that were given a nonce and have not answered
 )
 
-func newReports(f *fleet, log *slog.Logger) *reports {
-	return &reports{fleet: f, log: log, nonces: map[string]nonce{}}
+func newReports(f *fleet, reattest func(tlsconn.ID) int, log *slog.Logger) *reports {
+	return &reports{fleet: f, reattest: reattest, log: log, nonces: map[string]nonce{}}
 }
 
 func (s *reports) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/report/begin", s.begin)
 	mux.HandleFunc("POST /v1/report", s.take)
+	mux.HandleFunc("POST /v1/changed", s.changed)
 	return http.MaxBytesHandler(mux, maxReport)
+}
+
+// changed takes a node's word that something about it changed, and asks it for
+// evidence: the node itself decides nothing.
+func (s *reports) changed(w http.ResponseWriter, r *http.Request) {
+	peer, ok := tlsconn.PeerFromContext(r.Context())
+	if !ok {
+		http.Error(w, "no tunnel", http.StatusForbidden)
+		return
+	}
+	s.reattest(peer.ID)
+	w.WriteHeader(http.StatusNoContent)
 }
 
 func (s *reports) begin(w http.ResponseWriter, r *http.Request) {

@@ -241,7 +241,7 @@ func (c *cloud) openGateway(ctx context.Context) error {
 		wire.ServiceIngest: c.ingestHandler(spool),
 		wire.ServiceKeys:   sharesHandler(newShares(c.store, devices{c.store.System()}, lease, c.log), c.fleet),
 		wire.ServiceTUF:    http.FileServerFS(c.tuf()),
-		wire.ServiceReport: newReports(c.fleet, c.log).handler(),
+		wire.ServiceReport: newReports(c.fleet, func(id tlsconn.ID) int { return c.gateway.Reattest(id) }, c.log).handler(),
 	} {
 		if err := c.gateway.Handle(name, h); err != nil {
 			return err

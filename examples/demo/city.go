@@ -175,7 +175,7 @@ func (c *city) configureNode(policy []byte) error {
 	// The node lets one destination in that the cloud will not allow, so that
 	// the demo can show both ends judge by themselves.
 	flows := map[string]any{"version": 1, "serial": 1, "rules": []map[string]any{
-		{"name": "cloud-services", "action": "allow", "peers": []string{"spiffe://" + domain + "/node/*"}, "direction": "to-cloud", "proto": "tcp", "services": []string{"ingest", "tuf", "keys"}},
+		{"name": "cloud-services", "action": "allow", "peers": []string{"spiffe://" + domain + "/node/*"}, "direction": "to-cloud", "proto": "tcp", "services": []string{"ingest", "tuf", "keys", "report"}},
 		{"name": "time-server", "action": "allow", "peers": []string{"spiffe://" + domain + "/node/*"}, "direction": "to-cloud", "proto": "tcp", "hosts": []string{"time.city.example"}, "ports": []string{"443"}},
 	}}
 	cfg := map[string]any{

@@ -32,6 +32,11 @@ type config struct {
 	Forwards  []forward `json:"forwards"`
 	Image     string    `json:"image"` // version of the software that the node was made with
 	Slots     []string  `json:"slots"` // two files or block devices, one for each software slot
+	// Sensors is the unix socket at which local processes leave records, a line
+	// of JSON each; empty for none.
+	Sensors string `json:"sensors,omitempty"`
+	// ModuleCheck is how often each module proves itself anew; 0 means 5 s.
+	ModuleCheck jsonSecond `json:"module_check_seconds,omitempty"`
 	// UpdateEvery is how often the node looks for releases; 0 means 300 s.
 	UpdateEvery jsonSecond `json:"update_every_seconds"`
 }
@@ -48,7 +53,8 @@ type module struct {
 // stream is one flow of sensor data; the cloud maps it to its tenant.
 type stream struct {
 	Name  string     `json:"name"`
-	Every jsonSecond `json:"every_seconds"` // between two records of the built-in generator
+	Every jsonSecond `json:"every_seconds"` // between two records of the built-in generator; 0: from the sensors' socket alone
+	Bay   string     `json:"bay,omitempty"` // records count only while the module in this connector is admitted
 }
 
 // forward opens a local port whose connections leave through the tunnel.
@@ -108,10 +114,16 @@ func (c *config) check() error {
 		if s.Name == "" || strings.ContainsAny(s.Name, "/ ") || names[s.Name] {
 			return fmt.Errorf("streams: name %q is empty, named twice, or has a slash or space", s.Name)
 		}
-		if s.Every <= 0 {
-			return fmt.Errorf("streams: %s: every_seconds must be positive", s.Name)
+		if s.Every < 0 || (s.Every == 0 && c.Sensors == "") {
+			return fmt.Errorf("streams: %s: every_seconds must be positive where no sensors socket is configured", s.Name)
+		}
+		if s.Bay != "" && !bays[s.Bay] {
+			return fmt.Errorf("streams: %s: bay %q is not among the modules", s.Name, s.Bay)
 		}
 		names[s.Name] = true
+	}
+	if c.Sensors != "" && !filepath.IsAbs(c.Sensors) {
+		return fmt.Errorf("sensors %q must be an absolute path", c.Sensors)
 	}
 	if len(c.Slots) != 0 && len(c.Slots) != 2 {
 		return fmt.Errorf("slots: %d given, updates need two", len(c.Slots))

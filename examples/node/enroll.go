@@ -76,19 +76,12 @@ func (n *node) enroll(ctx context.Context) error {
 		// The token goes to the address in bootstrap.json and to no other.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	challenge, err := post[attest.ActivationChallenge](ctx, client, n.boot.EnrollURL+"/v1/enroll/begin", n.attest.EnrollmentRequest([]byte(n.boot.Token)))
-	if err != nil {
-		return err
+	var enrollment *attest.Enrollment
+	for _, url := range n.boot.EnrollURLs() { // any instance will do
+		if enrollment, err = n.enrollAt(ctx, client, url); err == nil {
+			break
+		}
 	}
-	key, err := n.attest.DeviceKey(ctx)
-	if err != nil {
-		return err
-	}
-	answer, err := n.attest.Activate(ctx, challenge, key)
-	if err != nil {
-		return err
-	}
-	enrollment, err := post[attest.Enrollment](ctx, client, n.boot.EnrollURL+"/v1/enroll/complete", answer)
 	if err != nil {
 		return err
 	}
@@ -100,6 +93,23 @@ func (n *node) enroll(ctx context.Context) error {
 	}
 	n.prove("identity", "enrolled by EK certificate and credential activation; certificate in TPM NV, until "+enrollment.Expires.UTC().Format(time.RFC3339))
 	return nil
+}
+
+// enrollAt enrols at one instance of the cloud.
+func (n *node) enrollAt(ctx context.Context, client *http.Client, url string) (*attest.Enrollment, error) {
+	challenge, err := post[attest.ActivationChallenge](ctx, client, url+"/v1/enroll/begin", n.attest.EnrollmentRequest([]byte(n.boot.Token)))
+	if err != nil {
+		return nil, err
+	}
+	key, err := n.attest.DeviceKey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := n.attest.Activate(ctx, challenge, key)
+	if err != nil {
+		return nil, err
+	}
+	return post[attest.Enrollment](ctx, client, url+"/v1/enroll/complete", answer)
 }
 
 func post[Out, In attest.Message](ctx context.Context, client *http.Client, url string, in *In) (*Out, error) {

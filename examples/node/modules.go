@@ -9,8 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/trusttree/trusttree/moduleid"
 	"github.com/trusttree/trusttree/moduleid/atecc"
@@ -65,6 +67,77 @@ func (n *node) openModules() error {
 		Log: log, SaveLog: func(log []byte) error { return writeFile(name, log) }, Logger: n.log,
 	})
 	return err
+}
+
+// watchModules keeps the inventory in step with what is plugged in: every few
+// seconds each connector is asked whether its module is still there, and each
+// module proves itself anew before its lease ends. The cloud is told of a
+// change at once, and asks for evidence.
+func (n *node) watchModules(ctx context.Context) {
+	if len(n.cfg.Modules) == 0 {
+		return
+	}
+	every := n.cfg.ModuleCheck.duration()
+	if every <= 0 {
+		every = 5 * time.Second
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	before := n.modules.Snapshot()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		_, err := n.modules.AdmitAll(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if after := n.modules.Snapshot(); !slices.Equal(before, after) {
+			before = after
+			n.showModules(after, err)
+			select {
+			case n.changed <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// showModules records what is in the connectors.
+func (n *node) showModules(inventory moduleid.Snapshot, err error) {
+	var wrong []string
+	for _, e := range inventory {
+		if !e.Admitted() && !e.Refused() {
+			wrong = append(wrong, e.Connector+": empty")
+		}
+	}
+	if len(wrong) > 0 {
+		err = errors.Join(err, errors.New(strings.Join(wrong, "; ")))
+	}
+	if err != nil {
+		// A refused module is reported and left unused; the verifier decides
+		// whether the node may do without it.
+		_ = n.lost("modules", err)
+		return
+	}
+	n.prove("modules", "every connector holds its admitted module, measured into PCR 13")
+}
+
+// tellChanges tells the cloud when a module came or went, so that it asks for
+// evidence now and not at the next deadline.
+func (n *node) tellChanges(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.changed:
+		}
+		if _, err := n.ask(ctx, "/v1/changed", nil); err != nil && ctx.Err() == nil { // the next tunnel starts with evidence anyway
+			n.log.Info("the cloud was not told of the change", "event", "modules.untold", "error", err.Error())
+		}
+	}
 }
 
 // runDir is where what belongs to this boot is kept; a reboot must clear it.

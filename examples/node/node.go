@@ -2,15 +2,20 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/examples/wire"
@@ -33,6 +38,11 @@ type node struct {
 	data     *fscrypt.Volume
 	tunnel   *tlsconn.Client
 	identity *tlsconn.Identity
+	// transport is HTTP through the tunnel.
+	transport *http.Transport
+	spools    map[string]*spool // by stream
+	lock      *os.File          // one daemon uses the state directory
+	changed   chan struct{}     // a module came or went
 
 	mu    sync.Mutex
 	links []link
@@ -42,8 +52,11 @@ func newNode(ctx context.Context, cfg *config, boot *wire.Bootstrap, log *slog.L
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, err
 	}
-	n := &node{cfg: cfg, boot: boot, log: log}
+	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1)}
 	var err error
+	if n.lock, err = lockState(cfg.State); err != nil {
+		return nil, err
+	}
 	if n.tpm, err = openTPM(cfg.TPM); err != nil {
 		return nil, wire.Unavailable(err, "is there a TPM at the configured path, and may this user open it?")
 	}
@@ -90,33 +103,43 @@ func (n *node) run(ctx context.Context) (err error) {
 	if err := n.openModules(); err != nil {
 		return n.lost("modules", err)
 	}
-	if _, err := n.modules.AdmitAll(ctx); err != nil {
-		// A refused module is reported and left unused; the verifier decides
-		// whether the node may do without it.
-		_ = n.lost("modules", err)
-	} else {
-		n.prove("modules", "every connector holds its admitted module, measured into PCR 13")
-	}
-	if err := n.enroll(ctx); err != nil {
-		return n.lost("identity", err)
-	}
+	inventory, err := n.modules.AdmitAll(ctx)
+	n.showModules(inventory, err)
 	if err := n.openSystem(ctx); err != nil {
 		// Without its configuration the node can still say what is wrong.
 		_ = n.lost("system volume", err)
 	}
-	if err := n.startTunnel(ctx); err != nil {
-		return n.lost("tunnel", err)
+	if err := n.openSpools(); err != nil {
+		return n.lost("telemetry", err)
 	}
 	return n.serve(ctx)
 }
 
-// serve keeps what depends on the tunnel going, each part on its own: losing
-// one of them loses nothing else, and it comes back when its cause is gone.
+// serve keeps what needs no cloud going from now on, connects, and then keeps
+// the rest going, each part on its own: losing one of them loses nothing else,
+// and it comes back when its cause is gone.
 func (n *node) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	var wg sync.WaitGroup
-	parts := []func(context.Context){n.renew, n.keepData, n.followUpdates}
+	defer func() {
+		cancel()
+		wg.Wait()
+	}()
+	here := []func(context.Context){n.watchModules, n.takeReadings, n.watchdog}
+	for _, s := range n.cfg.Streams {
+		here = append(here, n.spools[s.Name].run, func(ctx context.Context) { n.generate(ctx, s) })
+	}
+	for _, part := range here {
+		wg.Go(func() { part(ctx) })
+	}
+	notify("READY=1")
+	if !n.retry(ctx, "identity", n.enroll) {
+		return nil
+	}
+	if err := n.startTunnel(ctx); err != nil {
+		return n.lost("tunnel", err)
+	}
+	parts := []func(context.Context){n.renew, n.keepData, n.followUpdates, n.tellChanges}
 	for _, s := range n.cfg.Streams {
 		parts = append(parts, func(ctx context.Context) { n.ship(ctx, s) })
 	}
@@ -127,8 +150,6 @@ func (n *node) serve(ctx context.Context) error {
 		wg.Go(func() { part(ctx) })
 	}
 	err := n.tunnel.Run(ctx)
-	cancel()
-	wg.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -163,7 +184,45 @@ func (n *node) close() error {
 			errs = append(errs, v.Lock(ctx))
 		}
 	}
-	return errors.Join(append(errs, n.tpm.Close())...)
+	notify("STOPPING=1")
+	return errors.Join(append(errs, n.tpm.Close(), n.lock.Close())...)
+}
+
+// lockState makes sure that no other daemon uses the state directory.
+func lockState(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, wire.Unavailable(fmt.Errorf("%s: %w", dir, err), "another node daemon uses this state directory")
+	}
+	return f, nil
+}
+
+// notify tells the service manager; without one it does nothing.
+func notify(state string) { _, _ = daemon.SdNotify(false, state) }
+
+// watchdog tells the service manager that the TPM still answers; a daemon that
+// hangs is restarted.
+func (n *node) watchdog(ctx context.Context) {
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || every == 0 {
+		return
+	}
+	tick := time.NewTicker(every / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if _, err := (modulePCRs{n.tpm}).ReadPCR(ctx, 0, crypto.SHA256); err == nil {
+				notify("WATCHDOG=1")
+			}
+		}
+	}
 }
 
 // writeFile replaces a small file durably: temporary file, fsync, rename, fsync

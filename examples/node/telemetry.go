@@ -3,15 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"filippo.io/age"
@@ -19,59 +16,65 @@ import (
 	"github.com/trusttree/trusttree/examples/wire"
 )
 
-// maxSpool bounds the files that wait in one stream's spool. When it is full
-// the oldest go: an endless outage must not fill the disk.
-const maxSpool = 10000
-
-// ship gathers one stream's records and delivers them. Each batch is first
-// written to the spool, encrypted to the cloud, so that a thief, and the node
-// itself, can't read it back; it leaves the spool when the cloud has
-// acknowledged it as durable, and counts once however often it was sent.
-func (n *node) ship(ctx context.Context, s stream) {
-	dir := filepath.Join(n.cfg.State, "spool", s.Name)
+// openSpools opens the spool of each stream. Records are kept from then on,
+// whether or not the cloud can be reached.
+func (n *node) openSpools() error {
 	recipient, err := age.ParseHybridRecipient(n.boot.SpoolTo)
-	if err == nil {
-		err = os.MkdirAll(dir, 0o700)
-	}
 	if err != nil {
-		_ = n.lost("telemetry "+s.Name, err)
-		return
+		return fmt.Errorf("bootstrap.json: spool_to: %w", err)
 	}
-	fresh := make(chan struct{}, 1) // something was spooled since the last delivery
-	var wg sync.WaitGroup
-	wg.Go(func() { n.gather(ctx, dir, s, recipient, fresh) })
-	defer wg.Wait()
-	proven := false
-	for {
-		sent, err := n.deliver(ctx, dir)
-		switch {
-		case err == nil && sent > 0 && !proven:
-			proven = true
-			n.prove("telemetry "+s.Name, "stored by its tenant's instance, acknowledged")
-		case err != nil && ctx.Err() == nil:
-			proven = false
-			_ = n.lost("telemetry "+s.Name, err)
+	n.spools = map[string]*spool{}
+	for _, c := range n.cfg.Streams {
+		s, err := openSpool(filepath.Join(n.cfg.State, "spool", c.Name), c.Name, recipient)
+		if err == nil {
+			err = s.clean()
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-fresh:
+		if err != nil {
+			return err
 		}
+		n.spools[c.Name] = s
 	}
+	return nil
 }
 
-// gather spools a record whenever it is time, whether or not the cloud can be
-// reached.
-func (n *node) gather(ctx context.Context, dir string, s stream, to age.Recipient, fresh chan<- struct{}) {
-	tick := time.NewTicker(s.Every.duration())
+// errModule says that a stream's module may not be used.
+var errModule = errors.New("the stream's module is not admitted")
+
+// allowed says whether a stream's records may be taken: those of a stream that
+// belongs to a module only while that module is admitted.
+func (n *node) allowed(c stream) error {
+	if c.Bay == "" {
+		return nil
+	}
+	bay := n.modules.Bay(c.Bay)
+	if bay == nil || !bay.Entry().Admitted() {
+		return fmt.Errorf("%w: connector %s", errModule, c.Bay)
+	}
+	return nil
+}
+
+// generate puts a made-up record into a stream whenever it is time: for demos,
+// and for streams whose sensors are not there yet.
+func (n *node) generate(ctx context.Context, c stream) {
+	if c.Every <= 0 {
+		return
+	}
+	tick := time.NewTicker(c.Every.duration())
 	defer tick.Stop()
 	for {
-		if err := n.spool(dir, s, to); err != nil {
-			_ = n.lost("telemetry "+s.Name, err)
+		now := time.Now().UTC()
+		value, err := json.Marshal(map[string]any{"stream": c.Name, "lux": 20 + now.Second()})
+		if err == nil {
+			err = n.allowed(c)
 		}
-		select {
-		case fresh <- struct{}{}:
-		default:
+		if err == nil {
+			n.spools[c.Name].put(ctx, &pending{sample: wire.Sample{Time: now, Value: value}, done: func(err error) {
+				if err != nil && ctx.Err() == nil {
+					_ = n.lost("telemetry "+c.Name, err)
+				}
+			}})
+		} else {
+			_ = n.lost("telemetry "+c.Name, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -81,50 +84,63 @@ func (n *node) gather(ctx context.Context, dir string, s stream, to age.Recipien
 	}
 }
 
-// spool writes one batch of the built-in generator.
-func (n *node) spool(dir string, s stream, to age.Recipient) error {
-	now := time.Now().UTC()
-	value, err := json.Marshal(map[string]any{"stream": s.Name, "lux": 20 + now.Second()})
-	if err != nil {
-		return err
+// ship delivers one stream's batches for as long as the node runs. A batch
+// leaves the spool when the cloud has acknowledged it as durable.
+func (n *node) ship(ctx context.Context, c stream) {
+	s := n.spools[c.Name]
+	proven := false
+	pause := time.Duration(0)
+	for {
+		sent, err := n.deliver(ctx, s)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			proven = false
+			pause = min(max(2*pause, time.Second), time.Minute)
+			_ = n.lost("telemetry "+c.Name, err)
+		case err == nil:
+			pause = 0
+			if sent > 0 && !proven {
+				proven = true
+				n.prove("telemetry "+c.Name, "stored by its tenant's instance, acknowledged")
+			}
+		}
+		var again <-chan time.Time
+		if pause > 0 { // what failed is tried again even if nothing new comes
+			again = time.After(pause)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+		case <-s.fresh:
+			if pause > 0 {
+				select { // a stream that comes fast must not make failures come fast
+				case <-ctx.Done():
+					return
+				case <-again:
+				}
+			}
+		}
 	}
-	batch := wire.Batch{Version: 1, ID: fmt.Sprintf("%020d-%s", now.UnixNano(), rand.Text()), Stream: s.Name, Records: []wire.Sample{{Time: now, Value: value}}}
-	plain, err := json.Marshal(batch)
-	if err != nil {
-		return err
-	}
-	var sealed bytes.Buffer
-	w, err := age.Encrypt(&sealed, to)
-	if err != nil {
-		return err
-	}
-	if _, err := w.Write(plain); err != nil {
-		return err
-	}
-	if err := w.Close(); err != nil {
-		return err
-	}
-	return writeFile(filepath.Join(dir, batch.ID+".age"), sealed.Bytes())
 }
 
 // deliver sends what is in the spool, oldest first, and returns how many batches
 // the cloud acknowledged.
-func (n *node) deliver(ctx context.Context, dir string) (sent int, err error) {
-	names, err := filepath.Glob(filepath.Join(dir, "*.age"))
+func (n *node) deliver(ctx context.Context, s *spool) (sent int, err error) {
+	files, err := s.files()
 	if err != nil {
-		return sent, err
+		return 0, err
 	}
-	slices.Sort(names)
-	for len(names) > maxSpool {
-		n.log.Warn("spool is full, oldest batch dropped", "event", "spool.dropped", "file", filepath.Base(names[0]))
-		if err := os.Remove(names[0]); err != nil {
-			return sent, err
-		}
-		names = names[1:]
+	files, dropped, err := s.trim(files)
+	if dropped > 0 {
+		n.log.Warn("spool is full, oldest batches dropped", "event", "spool.dropped", "stream", s.stream, "batches", dropped)
 	}
-	client := &http.Client{Transport: n.tunnel.Transport(), Timeout: 30 * time.Second}
-	for _, name := range names {
-		sealed, err := wire.ReadCapped(name, wire.MaxBatch)
+	if err != nil {
+		return 0, err
+	}
+	client := &http.Client{Transport: n.transport, Timeout: 30 * time.Second}
+	for _, f := range files {
+		sealed, err := wire.ReadCapped(f.name, 2*wire.MaxBatch)
 		if err != nil {
 			return sent, err
 		}
@@ -145,7 +161,7 @@ func (n *node) deliver(ctx context.Context, dir string) (sent int, err error) {
 		if rsp.StatusCode != http.StatusNoContent {
 			return sent, fmt.Errorf("ingest: %s: %s", rsp.Status, strings.TrimSpace(string(answer)))
 		}
-		if err := os.Remove(name); err != nil {
+		if err := s.remove(f); err != nil {
 			return sent, err
 		}
 		sent++

@@ -29,7 +29,7 @@ func (n *node) startTunnel(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	trust, err := tlsconn.NewTrustStore(tlsconn.TrustOptions{Roots: roots})
+	trust, err := tlsconn.NewTrustStore(tlsconn.TrustOptions{Roots: roots, NotBefore: n.knownTime()})
 	if err != nil {
 		return err
 	}
@@ -54,11 +54,18 @@ func (n *node) startTunnel(ctx context.Context) error {
 			Identity: n.identity, Trust: trust, Authorize: authorize, Policy: flows, RequirePQ: true, Logger: n.log,
 			Audit: n.auditFlow, Events: n.tunnelEvent,
 		},
-		Gateways: []string{n.boot.Gateway},
+		Gateways: n.boot.Gateways(),
 		Attest:   n.giveEvidence,
 	})
+	if err == nil {
+		n.transport = n.tunnel.Transport()
+	}
 	return err
 }
+
+// knownTime is a time that is known to have passed: that of the node's own
+// certificate. A node without a battery starts in 1970.
+func (n *node) knownTime() time.Time { return n.identity.Leaf().NotBefore }
 
 // giveEvidence is the node's half of the attestation stream: it answers the
 // gateway's challenge with evidence that is bound to this TLS session.

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/trusttree/trusttree/examples/wire"
@@ -42,6 +46,9 @@ func (n *node) followUpdates(ctx context.Context) {
 				_ = n.lost("update", err)
 			}
 		}
+		if err := n.report(ctx, u); err != nil && ctx.Err() == nil {
+			n.log.Warn("install report not taken", "event", "update.unreported", "error", err.Error())
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -58,7 +65,7 @@ type updater struct {
 }
 
 func (n *node) openUpdates() (*updater, error) {
-	source, err := update.HTTPSource(update.HTTPConfig{URLs: []string{"http://" + wire.ServiceTUF + "/"}, Transport: n.tunnel.Transport()})
+	source, err := update.HTTPSource(update.HTTPConfig{URLs: []string{"http://" + wire.ServiceTUF + "/"}, Transport: n.transport})
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +119,7 @@ func (n *node) preflight(_ context.Context, opaque map[string][]byte) error {
 	if _, values := p.PCRs(); len(values) == 0 {
 		return errors.New("the release's PCR policy is not signed by the owner's policy key")
 	}
-	return writeFile(filepath.Join(n.cfg.Policies, fmt.Sprintf("%x.json", sha256.Sum256(signed))), signed)
+	return writeFile(filepath.Join(n.cfg.Policies, policyName(signed)), signed)
 }
 
 // healthChecks are what a release on trial must achieve before it stays.
@@ -140,6 +147,9 @@ func (n *node) updateOnce(ctx context.Context, u *updater) error {
 	case update.Trial:
 		if err := u.in.Confirm(ctx); err != nil {
 			return err
+		}
+		if err := n.dropPolicies(ctx, u); err != nil {
+			n.log.Warn("old PCR policies stay", "event", "policies.kept", "error", err.Error())
 		}
 		n.prove("update", "release "+state.Release.Version+" runs from slot "+string(state.Slot)+", healthy, committed; floors raised")
 	case update.RolledBack:
@@ -185,4 +195,87 @@ func (n *node) version(ctx context.Context, loader update.BootControl, s update.
 		}
 	}
 	return n.cfg.Image, nil
+}
+
+// dropPolicies removes the PCR policies of releases that are in no slot any
+// more. While a slot holds the image that the node was made with, that image's
+// policy has no name to know it by, and all stay.
+func (n *node) dropPolicies(ctx context.Context, u *updater) error {
+	keep := map[string]bool{}
+	for _, slot := range []update.Slot{"a", "b"} {
+		parts, err := u.in.Parts(ctx, slot)
+		if err != nil {
+			return err
+		}
+		signed, ok := parts[wire.PartPolicy]
+		if !ok {
+			return nil
+		}
+		keep[policyName(signed)] = true
+	}
+	names, err := filepath.Glob(filepath.Join(n.cfg.Policies, "*.json"))
+	for _, name := range names {
+		if !keep[filepath.Base(name)] {
+			err = errors.Join(err, os.Remove(name))
+		}
+	}
+	return err
+}
+
+// policyName is the file under which a signed policy is kept.
+func policyName(signed []byte) string { return fmt.Sprintf("%x.json", sha256.Sum256(signed)) }
+
+// report tells the cloud, under the node's certified key and over the cloud's
+// nonce, what is installed.
+func (n *node) report(ctx context.Context, u *updater) error {
+	state, err := u.in.State(ctx)
+	if err != nil {
+		return err
+	}
+	running, err := n.version(ctx, u.loader, state)
+	if err != nil {
+		return err
+	}
+	status, err := u.client.Refresh(ctx)
+	if err != nil {
+		return err
+	}
+	nonce, err := n.ask(ctx, "/v1/report/begin", nil)
+	if err != nil {
+		return err
+	}
+	key, err := n.attest.DeviceKey(ctx)
+	if err != nil {
+		return err
+	}
+	signed, err := update.SignReport(update.Report{
+		Node: n.attest.Device().String(), Nonce: nonce, Time: time.Now().UTC(), State: state, Floors: status.Floors, Guard: status.Guard,
+	}, key)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(wire.SoftwareReport{Version: 1, Running: running, Signed: signed})
+	if err != nil {
+		return err
+	}
+	_, err = n.ask(ctx, "/v1/report", body)
+	return err
+}
+
+// ask posts to the cloud's report service.
+func (n *node) ask(ctx context.Context, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+wire.ServiceReport+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	rsp, err := (&http.Client{Transport: n.transport, Timeout: 30 * time.Second}).Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer rsp.Body.Close()
+	answer, err := wire.ReadAll(rsp.Body, 4096, "answer")
+	if err == nil && rsp.StatusCode >= 300 {
+		err = fmt.Errorf("%s: %s: %s", path, rsp.Status, strings.TrimSpace(string(answer)))
+	}
+	return answer, err
 }

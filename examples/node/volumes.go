@@ -142,7 +142,7 @@ func (n *node) exchangeShare(ctx context.Context, request []byte) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	rsp, err := (&http.Client{Transport: n.tunnel.Transport(), Timeout: 30 * time.Second}).Do(req)
+	rsp, err := (&http.Client{Transport: n.transport, Timeout: 30 * time.Second}).Do(req)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,226 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trusttree/trusttree/examples/wire"
+)
+
+func openTestSpool(t *testing.T, dir string) (*spool, *age.HybridIdentity) {
+	id, err := age.GenerateHybridIdentity()
+	require.NoError(t, err)
+	s, err := openSpool(dir, "lamp", id.Recipient())
+	require.NoError(t, err)
+	return s, id
+}
+
+func put(t *testing.T, s *spool, seq uint64, value string) error {
+	t.Helper()
+	done := make(chan error, 1)
+	s.put(t.Context(), &pending{sample: wire.Sample{Time: time.Now(), Value: []byte(value)}, seq: seq, done: func(err error) { done <- err }})
+	return <-done
+}
+
+// records reads back all that is in a spool, as the cloud would.
+func records(t *testing.T, s *spool, id age.Identity) []string {
+	t.Helper()
+	files, err := s.files()
+	require.NoError(t, err)
+	var out []string
+	for _, f := range files {
+		sealed, err := os.ReadFile(f.name)
+		require.NoError(t, err)
+		r, err := age.Decrypt(bytes.NewReader(sealed), id)
+		require.NoError(t, err)
+		plain, err := io.ReadAll(r)
+		require.NoError(t, err)
+		var b wire.Batch
+		require.NoError(t, wire.Decode(plain, wire.MaxBatch, &b))
+		for _, rec := range b.Records {
+			out = append(out, string(rec.Value))
+		}
+	}
+	return out
+}
+
+func TestNumberedRecordsCountOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "lamp")
+	s, id := openTestSpool(t, dir)
+	ctx, cancel := context.WithCancel(t.Context())
+	go s.run(ctx)
+	for _, seq := range []uint64{1, 2, 2, 1, 3} {
+		require.NoError(t, put(t, s, seq, fmt.Sprint(seq)))
+	}
+	require.NoError(t, put(t, s, 0, "a")) // of a sensor that does not number
+	require.NoError(t, put(t, s, 0, "a"))
+	cancel()
+	assert.Equal(t, []string{"1", "2", "3", "a", "a"}, records(t, s, id))
+
+	// After a cut at any point the numbers are known: from the files, and from
+	// the file that remains when they have left.
+	again, _ := openTestSpool(t, dir)
+	assert.EqualValues(t, 3, again.last)
+	files, err := again.files()
+	require.NoError(t, err)
+	for _, f := range files {
+		require.NoError(t, again.remove(f))
+	}
+	again, _ = openTestSpool(t, dir)
+	assert.EqualValues(t, 3, again.last)
+}
+
+func TestSpoolHoldsNoClearText(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "lamp")
+	s, _ := openTestSpool(t, dir)
+	go s.run(t.Context())
+	require.NoError(t, put(t, s, 0, "canary-of-the-citizens"))
+	require.NoError(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		assert.NotContains(t, string(data), "canary")
+		return err
+	}))
+}
+
+func TestFullSpoolDropsTheOldest(t *testing.T) {
+	s, _ := openTestSpool(t, filepath.Join(t.TempDir(), "lamp"))
+	var files []batchFile
+	for i := range 5 {
+		name := filepath.Join(s.dir, fmt.Sprintf("%020d-x-%d.age", i, i))
+		require.NoError(t, os.WriteFile(name, nil, 0o600))
+		files = append(files, batchFile{name, maxSpoolBytes / 3})
+	}
+	rest, dropped, err := s.trim(files)
+	require.NoError(t, err)
+	assert.Equal(t, 2, dropped)
+	assert.Equal(t, files[2:], rest)
+}
+
+func TestSpoolCutsLeaveNoRubbish(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "lamp")
+	s, _ := openTestSpool(t, dir)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "1-x-9.age.tmp-1"), []byte("half"), 0o600))
+	files, err := s.files()
+	require.NoError(t, err)
+	assert.Empty(t, files)
+	require.NoError(t, s.clean())
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Empty(t, entries)
+}
+
+// sensorNode is a node with a sensors' socket and two streams.
+func sensorNode(t *testing.T) (*node, func(lines string) []taken) {
+	dir := t.TempDir()
+	n := &node{log: slog.New(slog.DiscardHandler), spools: map[string]*spool{}, cfg: &config{
+		State: dir, Sensors: filepath.Join(dir, "sensors.sock"), Streams: []stream{{Name: "lamp"}},
+	}}
+	s, _ := openTestSpool(t, filepath.Join(dir, "lamp"))
+	n.spools["lamp"] = s
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go s.run(ctx)
+	go func() { n.takeReadings(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	require.Eventually(t, func() bool { _, err := os.Stat(n.cfg.Sensors); return err == nil }, 5*time.Second, 5*time.Millisecond)
+	return n, func(lines string) []taken {
+		conn, err := net.Dial("unix", n.cfg.Sensors)
+		require.NoError(t, err)
+		defer conn.Close()
+		_, err = io.WriteString(conn, lines)
+		require.NoError(t, err)
+		require.NoError(t, conn.(*net.UnixConn).CloseWrite())
+		var out []taken
+		for in := bufio.NewScanner(conn); in.Scan(); {
+			var a taken
+			require.NoError(t, json.Unmarshal(in.Bytes(), &a))
+			out = append(out, a)
+		}
+		return out
+	}
+}
+
+func TestSensorsGetAnAnswerForEachLine(t *testing.T) {
+	_, say := sensorNode(t)
+	got := say(`{"stream":"lamp","seq":1,"value":{"lux":20}}` + "\n" +
+		`{"stream":"lamp","seq":2,"time":"2026-11-23T00:00:00Z","value":21}` + "\n" +
+		`{"stream":"other","seq":3,"value":1}` + "\n" +
+		`{"stream":"lamp","seq":4}` + "\n" +
+		`{"stream":"lamp","tenant":"x","value":1}` + "\n" +
+		`nonsense` + "\n")
+	require.Len(t, got, 6)
+	assert.True(t, got[0].OK && got[1].OK)
+	assert.EqualValues(t, 2, got[1].Seq)
+	for i, says := range map[int]string{2: "not in this node's configuration", 3: "value of 0 bytes", 4: "unknown field", 5: "invalid character"} {
+		assert.False(t, got[i].OK)
+		assert.Contains(t, got[i].Error, says)
+	}
+}
+
+func TestSensorsCannotFlood(t *testing.T) {
+	n, say := sensorNode(t)
+	// A line without an end is cut off; the next connection is served.
+	assert.Empty(t, say(`{"stream":"lamp","value":"`+strings.Repeat("x", maxLine)))
+	assert.False(t, say(`{"stream":"lamp","value":"` + strings.Repeat("x", maxRecord) + `"}` + "\n")[0].OK)
+	// More processes than are allowed are refused, not queued.
+	var conns []net.Conn
+	for range maxSensors {
+		c, err := net.Dial("unix", n.cfg.Sensors)
+		require.NoError(t, err)
+		defer c.Close()
+		conns = append(conns, c)
+		_, err = io.WriteString(c, `{"stream":"lamp","value":1}`+"\n")
+		require.NoError(t, err)
+		_, err = bufio.NewReader(c).ReadBytes('\n')
+		require.NoError(t, err)
+	}
+	assert.Empty(t, say(""), "one too many")
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	require.Eventually(t, func() bool {
+		got := say(`{"stream":"lamp","value":1}` + "\n")
+		return len(got) == 1 && got[0].OK
+	}, 5*time.Second, 20*time.Millisecond)
+}
+
+func TestRecordsOfAModuleNeedTheModule(t *testing.T) {
+	n := &node{cfg: &config{}}
+	require.NoError(t, n.allowed(stream{Name: "lamp"}))
+	dir := t.TempDir()
+	cfg := goodConfig(t)
+	cfg["streams"] = []any{map[string]any{"name": "camera", "every_seconds": 1, "bay": "bay-9"}}
+	_, err := loadConfig(writeConfig(t, cfg))
+	require.ErrorContains(t, err, "bay-9", dir)
+}
+
+func TestOneDaemonForAStateDirectory(t *testing.T) {
+	dir := t.TempDir()
+	first, err := lockState(dir)
+	require.NoError(t, err)
+	_, err = lockState(dir)
+	require.ErrorContains(t, err, dir)
+	assert.Equal(t, wire.ExitUnavailable, wire.Report(io.Discard, "node", err))
+	require.NoError(t, first.Close())
+	second, err := lockState(dir)
+	require.NoError(t, err)
+	require.NoError(t, second.Close())
+}
