@@ -3,6 +3,10 @@
 //
 //	modulescan -i2c /dev/i2c-1 -addr 0x60,0x61 -root owner-ca.pem
 //	modulescan -spdm tcp:10.0.0.7:4194 -root maker.pem -registry modules.json -measurements
+//	modulescan -spdm emu:127.0.0.1:2323 -root ca.cert.der
+//
+// What proves itself is authenticated if its chain leads to a root, or, with a
+// registry, if the registry lists it. Without either it is shown and refused.
 //
 // Exit status: 0 all modules are authenticated, 1 failed, 2 usage, 3 at least
 // one module was refused, 4 at least one could not be reached.
@@ -88,10 +92,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "modulescan:", err)
 		return exitUsage
 	}
-	if !o.rootSeen {
-		fmt.Fprintln(stderr, "modulescan: nothing to trust: give the CA that certifies the modules with -root, and, where its modules are not all yours, those that are with -registry; no module is authenticated without")
-		return exitRefused
-	}
 	results := make([]result, len(o.targets))
 	code := 0
 	var wg sync.WaitGroup
@@ -112,8 +112,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "modulescan:", err)
 		return exitFailed
 	}
+	if !o.rootSeen && o.records == nil {
+		fmt.Fprintln(stderr, "modulescan: "+nothingToTrust)
+		code = exitRefused
+	}
 	return code
 }
+
+const nothingToTrust = "nothing to trust: give the CA that certifies the modules with -root, or the modules that are yours with -registry (their IDs are in this table); no module is authenticated without"
 
 // scan asks one module.
 func (o *options) scan(ctx context.Context, t target) result {
@@ -122,9 +128,13 @@ func (o *options) scan(ctx context.Context, t target) result {
 	r := result{Module: t.name}
 	id, err := o.authenticate(ctx, t)
 	var refused *moduleid.RefusedError
+	var told *spdm.ResponderError
 	switch {
 	case errors.As(err, &refused):
 		r.ID, r.Findings = refused.ID, refused.Findings
+	case errors.As(err, &told):
+		// It is there, it answers, and its answer is no proof.
+		r.Findings = []moduleid.Finding{{Reason: moduleid.ReasonProof, Detail: err.Error()}}
 	case err != nil:
 		r.Error = err.Error()
 	default:
@@ -156,21 +166,46 @@ func (o *options) authenticate(ctx context.Context, t target) (*moduleid.Identit
 	if o.strict {
 		v.Schemes[0] = atecc.InternalScheme()
 	}
-	if o.records == nil {
-		v.Classes[class] = moduleid.Class{Members: o.roots}
-	} else {
+	switch {
+	case o.records != nil:
 		v.Registry = o.records
 		for _, rec := range o.records {
 			v.Classes[rec.Class] = moduleid.Class{}
 			v.Connectors[connector] = moduleid.Connector{Classes: append(v.Connectors[connector].Classes, rec.Class)}
 		}
+	case o.rootSeen:
+		v.Classes[class] = moduleid.Class{Members: o.roots}
 	}
 	c := moduleid.NewChallenge(host, connector)
 	e, err := chip.Prove(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	return v.Verify(c, e)
+	if o.records != nil && !o.rootSeen {
+		v.Roots = anchor(v.Schemes, c, e)
+	}
+	id, err := v.Verify(c, e)
+	var refused *moduleid.RefusedError
+	if errors.As(err, &refused) && o.records == nil && !o.rootSeen {
+		refused.Findings = append(refused.Findings, moduleid.Finding{Reason: moduleid.ReasonForeign, Detail: nothingToTrust})
+	}
+	return id, err
+}
+
+// anchor is the top of the module's own chain, for a registry without roots:
+// the registry names the key of each module, and the Verifier admits no other
+// with a class, so that the chain only leads to that key.
+func anchor(schemes []moduleid.Scheme, c moduleid.Challenge, e *moduleid.Evidence) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, s := range schemes {
+		if s.Name() != e.Scheme {
+			continue
+		}
+		if p, err := s.Check(c, e); err == nil && len(p.Chain) > 0 {
+			pool.AddCert(p.Chain[len(p.Chain)-1])
+		}
+	}
+	return pool
 }
 
 func (o *options) print(w io.Writer, results []result) error {
@@ -213,12 +248,12 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	add := func(kind string) func(string) error {
 		return func(s string) error { targets = append(targets, kind+" "+s); return nil }
 	}
-	fs.Func("spdm", "SPDM responder: tcp:HOST:PORT (DSP0287) or emu:HOST:PORT (reference emulator); may be repeated", add("spdm"))
+	fs.Func("spdm", "SPDM responder: tcp:HOST:PORT (DSP0287) or emu:HOST:PORT (reference emulator; emu+doe:, emu+tcp: and emu+none: for its other --trans); may be repeated", add("spdm"))
 	fs.Func("i2c", "I2C bus with ATECC chips, such as /dev/i2c-1; may be repeated", add("i2c"))
 	fs.Func("atecc", "emulated ATECC chip: tcp:HOST:PORT; may be repeated", add("atecc"))
 	fs.StringVar(&addr, "addr", "0x60", "7-bit addresses on the I2C buses, separated by commas")
 	fs.Func("root", "file with CA certificates to trust, PEM or DER; may be repeated", func(s string) error { roots = append(roots, s); return nil })
-	fs.StringVar(&registry, "registry", "", "file with the owner's modules; without it a chain to a root is enough")
+	fs.StringVar(&registry, "registry", "", "file with the owner's modules; without it a chain to a root is enough, and without roots the registry is")
 	fs.StringVar(&chain, "chain", "", "file with the ATECC's certificate chain, leaf first; without it, it is read from slot 8")
 	fs.StringVar(&version, "min-version", "1.2", "lowest SPDM version: 1.0 to 1.4")
 	fs.BoolVar(&o.scheme.Measurements, "measurements", false, "ask SPDM modules for signed measurements")
@@ -281,11 +316,14 @@ func parseVersion(s string) (spdm.Version, error) {
 
 func (o *options) addTarget(kind, where, addrs string) error {
 	network, rest, _ := strings.Cut(where, ":")
+	binding, emulated := map[string]spdm.Binding{"emu": spdm.BindingMCTP, "emu+doe": spdm.BindingPCIDOE, "emu+tcp": spdm.BindingTCP, "emu+none": spdm.BindingNone}[network]
 	switch {
 	case kind == "spdm" && network == "tcp":
 		o.spdm(where, func(ctx context.Context) (spdm.Transport, error) { return spdm.DialTCP(ctx, rest) })
-	case kind == "spdm" && network == "emu":
-		o.spdm(where, func(ctx context.Context) (spdm.Transport, error) { return spdm.DialEmulator(ctx, rest) })
+	case kind == "spdm" && emulated:
+		o.spdm(where, func(ctx context.Context) (spdm.Transport, error) {
+			return spdm.DialEmulatorWith(ctx, rest, binding)
+		})
 	case kind == "atecc" && network == "tcp":
 		o.targets = append(o.targets, target{where, func(ctx context.Context, o *options) (moduleid.Chip, error) {
 			bus, err := atecc.OpenTCP(ctx, rest)

@@ -3,6 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"net"
@@ -15,6 +19,7 @@ import (
 
 	"github.com/trusttree/trusttree/moduleid"
 	"github.com/trusttree/trusttree/moduleid/moduleidtest"
+	"github.com/trusttree/trusttree/moduleid/spdm"
 )
 
 // bench is a workbench with an ATECC608 and an SPDM module behind sockets.
@@ -22,6 +27,7 @@ type bench struct {
 	root, stranger  string // files
 	registry        string // with the SPDM module alone
 	atecc, spdm     string // addresses
+	bare, emulator  string // addresses: a chip without certificates; the SPDM module as an emulator
 	spdmID, ateccID string
 }
 
@@ -44,6 +50,8 @@ func newBench(t *testing.T) bench {
 	require.NoError(t, chip.Store(cert))
 	responder, radio, err := moduleidtest.NewSPDM(ca, "radio", []byte("firmware"))
 	require.NoError(t, err)
+	bare, err := moduleidtest.NewATECC608(moduleidtest.Instant)
+	require.NoError(t, err)
 	listen := func(serve func(context.Context, net.Listener) error) string {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
@@ -54,6 +62,10 @@ func newBench(t *testing.T) bench {
 		root:     write("root.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate.Raw})),
 		stranger: write("stranger.der", other.Certificate.Raw),
 		atecc:    listen(chip.ServeTCP), spdm: listen(responder.ServeAll),
+		bare: listen(bare.ServeTCP),
+		emulator: "emu:" + listen(func(ctx context.Context, l net.Listener) error {
+			return responder.ServeEmulator(ctx, l, spdm.BindingMCTP)
+		})[4:],
 		ateccID: moduleid.ID(cert), spdmID: moduleid.ID(radio),
 	}
 	data, err := json.Marshal(moduleid.Records{b.spdmID: {ID: b.spdmID, Class: "radio", Model: "SPDM radio"}})
@@ -96,10 +108,77 @@ func TestScan(t *testing.T) {
 }
 
 func TestNothingToTrustIsRefused(t *testing.T) {
-	code, out, errs := scan(t, "-spdm", "tcp:127.0.0.1:1")
+	b := newBench(t)
+	for name, module := range map[string][]string{
+		"ATECC": {"-atecc", b.atecc, b.ateccID}, "SPDM": {"-spdm", b.spdm, b.spdmID}, "emulator": {"-spdm", b.emulator, b.spdmID},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code, out, errs := scan(t, module[:2]...)
+			assert.Equal(t, exitRefused, code)
+			assert.Contains(t, out, "refused")
+			assert.Contains(t, out, module[2][:16], "its ID, for a registry")
+			assert.Contains(t, errs, "nothing to trust")
+		})
+	}
+	code, out, _ := scan(t, "-json", "-atecc", b.bare)
 	assert.Equal(t, exitRefused, code)
-	assert.Empty(t, out)
+	assert.Contains(t, out, "no certificate in slot 8")
+	assert.Contains(t, out, `"authenticated": false`)
+	code, _, errs := scan(t, "-spdm", "tcp:127.0.0.1:1")
+	assert.Equal(t, exitRefused, code, "also where nobody answers")
 	assert.Contains(t, errs, "nothing to trust")
+}
+
+// The registry names the keys: it needs no roots.
+func TestRegistryAlone(t *testing.T) {
+	b := newBench(t)
+	code, out, errs := scan(t, "-registry", b.registry, "-spdm", b.spdm)
+	assert.Equal(t, 0, code, out+errs)
+	code, out, _ = scan(t, "-registry", b.registry, "-spdm", b.spdm, "-atecc", b.atecc)
+	assert.Equal(t, exitRefused, code)
+	assert.Contains(t, out, "foreign")
+}
+
+// The reference emulator's socket, as `modulescan -spdm emu:HOST:PORT` meets it.
+func TestEmulator(t *testing.T) {
+	for prefix, binding := range map[string]spdm.Binding{"emu": spdm.BindingMCTP, "emu+doe": spdm.BindingPCIDOE, "emu+tcp": spdm.BindingTCP, "emu+none": spdm.BindingNone} {
+		for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384()} {
+			for _, v := range []spdm.Version{spdm.Version11, spdm.Version12, spdm.Version13} {
+				t.Run(prefix+" "+curve.Params().Name+" "+v.String(), func(t *testing.T) {
+					ca, err := moduleidtest.NewCA("Owner CA")
+					require.NoError(t, err)
+					key, err := ecdsa.GenerateKey(curve, rand.Reader)
+					require.NoError(t, err)
+					cert, err := ca.Issue("radio", key.Public(), nil)
+					require.NoError(t, err)
+					chain := []*x509.Certificate{cert, ca.Certificate}
+					r, err := spdm.NewResponder(spdm.ResponderConfig{Key: key, Chain: chain, Slots: map[int]spdm.Slot{1: {Key: key, Chain: chain}},
+						Versions: []spdm.Version{v}, Measurements: []moduleid.Measurement{{Index: 1, Kind: "firmware", Value: []byte("v1")}}})
+					require.NoError(t, err)
+					l, err := net.Listen("tcp", "127.0.0.1:0")
+					require.NoError(t, err)
+					go func() { _ = r.ServeEmulator(t.Context(), l, binding) }()
+					root := filepath.Join(t.TempDir(), "ca.cert.der")
+					require.NoError(t, os.WriteFile(root, ca.Certificate.Raw, 0o600))
+					args := []string{"-spdm", prefix + ":" + l.Addr().String(), "-root", root}
+					code, out, errs := scan(t, args...)
+					if v < spdm.Version12 {
+						assert.Equal(t, exitRefused, code)
+						assert.Contains(t, out, "at least 1.2")
+						args = append(args, "-min-version", v.String())
+						code, out, errs = scan(t, args...)
+					}
+					require.Equal(t, 0, code, out+errs)
+					code, out, errs = scan(t, append(args, "-measurements", "-slot", "1")...)
+					require.Equal(t, 0, code, out+errs)
+					assert.Contains(t, out, "1 firmware 7631")
+					code, out, _ = scan(t, append(args, "-slot", "2")...)
+					assert.Equal(t, exitRefused, code)
+					assert.Contains(t, out, "no certificate in slot 2")
+				})
+			}
+		}
+	}
 }
 
 func TestJSON(t *testing.T) {

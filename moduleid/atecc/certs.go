@@ -84,7 +84,7 @@ func StoredChain(slot int, issuers ...[]byte) CertSource {
 	return func(ctx context.Context, d *Device) ([][]byte, error) {
 		data, err := d.ReadSlot(ctx, slot)
 		if err != nil {
-			return nil, err
+			return nil, unreadable(slot, err)
 		}
 		var chain [][]byte
 		for len(data) > 0 && data[0] == 0x30 {
@@ -100,4 +100,13 @@ func StoredChain(slot int, issuers ...[]byte) CertSource {
 		}
 		return append(chain, issuers...), nil
 	}
+}
+
+// unreadable turns a chip's own refusal to show a slot into ErrNoCertificate.
+func unreadable(slot int, err error) error {
+	var status *StatusError
+	if errors.As(err, &status) {
+		return fmt.Errorf("%w: slot %d can't be read: %w", ErrNoCertificate, slot, err)
+	}
+	return err
 }

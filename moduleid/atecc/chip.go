@@ -108,7 +108,7 @@ func (c *Chip) Prove(ctx context.Context, ch moduleid.Challenge) (*moduleid.Evid
 	if device == nil {
 		var err error
 		if device, chain, err = c.identify(ctx, ch); err != nil {
-			return nil, err
+			return nil, unwilling(ch, err)
 		}
 		c.mu.Lock()
 		c.device, c.chain = device, chain
@@ -117,15 +117,26 @@ func (c *Chip) Prove(ctx context.Context, ch moduleid.Challenge) (*moduleid.Evid
 	if c.cfg.Strict {
 		message, sig, err := c.internal(ctx, device, ch.Digest())
 		if err != nil {
-			return nil, err
+			return nil, unwilling(ch, err)
 		}
 		return &moduleid.Evidence{Scheme: SchemeInternal, Chain: chain, Message: message, Signature: sig}, nil
 	}
 	sig, err := c.external(ctx, device, ch.Digest())
 	if err != nil {
-		return nil, err
+		return nil, unwilling(ch, err)
 	}
 	return &moduleid.Evidence{Scheme: SchemeExternal, Chain: chain, Signature: sig}, nil
+}
+
+// unwilling turns a status that the chip answered, after all tries, into a
+// refusal: it is there, and does not prove itself. A status about the bus is
+// none: nobody knows what the chip would have said.
+func unwilling(ch moduleid.Challenge, err error) error {
+	var status *StatusError
+	if !errors.As(err, &status) || errors.Is(err, errLost) || status.Status == statusComm || errors.Is(err, moduleid.ErrRefused) {
+		return err
+	}
+	return &moduleid.RefusedError{Node: ch.Node, Connector: ch.Connector, Findings: []moduleid.Finding{{Reason: moduleid.ReasonProof, Detail: err.Error()}}}
 }
 
 // external signs a digest. The vendor's sequence: stir the random number

@@ -39,7 +39,7 @@ func Compressed(deviceSample, signerSample []byte, issuers ...[]byte) CertSource
 			}
 			var err error
 			if slots[slot], err = d.ReadSlot(ctx, slot); err != nil {
-				return nil, err
+				return nil, unreadable(slot, err)
 			}
 		}
 		signerKey := append(bytes.Clone(slots[11][4:36]), slots[11][40:72]...)

@@ -221,7 +221,11 @@ func (h *Host) once(ctx context.Context, addr uint8, c command) ([]byte, error) 
 		}
 		return nil, fmt.Errorf("%s: %w", c.name, err)
 	}
-	deadline := time.Now().Add(2*c.max + 50*time.Millisecond)
+	patience := 2*c.max + 50*time.Millisecond
+	if b, ok := h.bus.(interface{ patience() time.Duration }); ok {
+		patience += b.patience()
+	}
+	deadline := time.Now().Add(patience)
 	if err := pause(ctx, c.typ); err != nil {
 		return nil, err
 	}
@@ -242,7 +246,7 @@ func (h *Host) once(ctx context.Context, addr uint8, c command) ([]byte, error) 
 		case !errors.Is(err, ErrNACK):
 			return nil, err
 		case time.Now().After(deadline):
-			return nil, fmt.Errorf("%w: no answer to %s in %s", errLost, c.name, 2*c.max)
+			return nil, fmt.Errorf("%w: no answer to %s in %s", errLost, c.name, patience)
 		}
 		if err := pause(ctx, poll); err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package atecc
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,8 +38,9 @@ type tcpBus struct {
 	mu      sync.Mutex
 	conn    net.Conn
 	r       *bufio.Reader
-	wake    []byte // rest of the wake answer, which the framing does not carry
-	pending bool   // a command was sent whose answer was not read
+	answer  []byte // what a read gives: the wake's answer or a command's, whole
+	at      int    // how much of it was read
+	pending bool   // a command was sent whose answer did not come yet, or is out of step
 	closed  bool
 }
 
@@ -74,8 +76,12 @@ func (b *tcpBus) write(w []byte) error {
 	if b.closed || b.conn == nil {
 		return fmt.Errorf("%w: %s is closed", ErrBus, b.address)
 	}
-	if w[0] == wordCommand {
-		b.wake, b.pending = nil, true
+	switch w[0] {
+	case wordReset:
+		b.at = 0 // the answer is here already, and the server has nothing to say to it
+		return nil
+	case wordCommand:
+		b.answer, b.at, b.pending = nil, 0, true
 	}
 	if err := b.conn.SetWriteDeadline(time.Now().Add(tcpWrite)); err != nil {
 		return fmt.Errorf("%w: %w", ErrBus, err)
@@ -87,33 +93,48 @@ func (b *tcpBus) write(w []byte) error {
 }
 
 func (b *tcpBus) read(r []byte) error {
-	if len(b.wake) > 0 {
-		n := copy(r, b.wake)
-		b.wake = b.wake[n:]
-		return nil
-	}
 	if b.closed || b.conn == nil {
 		return fmt.Errorf("%w: %s is closed", ErrBus, b.address)
 	}
+	if b.answer == nil {
+		if err := b.receive(); err != nil {
+			return err
+		}
+	}
+	n := copy(r, b.answer[b.at:])
+	b.at += n
+	for i := range r[n:] {
+		r[n+i] = 0xff // as a chip answers that has no more
+	}
+	return nil
+}
+
+// receive waits a moment for a whole answer: its count tells its length.
+func (b *tcpBus) receive() error {
 	if err := b.conn.SetReadDeadline(time.Now().Add(tcpPoll)); err != nil {
 		return fmt.Errorf("%w: %w", ErrBus, err)
 	}
-	p, err := b.r.Peek(len(r))
+	p, err := b.r.Peek(1)
+	if err == nil && p[0] >= minResponse && p[0] <= maxResponse {
+		p, err = b.r.Peek(int(p[0]))
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("%w by %s", ErrNACK, b.address)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrBus, b.address, err)
 	}
-	copy(r, p)
-	if _, err := b.r.Discard(len(r)); err != nil {
+	b.answer, b.at = bytes.Clone(p), 0
+	b.pending = len(p) == 1 // an impossible count: nobody knows where the next answer begins
+	if _, err := b.r.Discard(len(p)); err != nil {
 		return fmt.Errorf("%w: %w", ErrBus, err)
-	}
-	if len(r) > 1 {
-		b.pending = false // the rest after the count
 	}
 	return nil
 }
+
+// patience is how much longer than a chip an emulated one may take: it shares
+// its machine with others.
+func (b *tcpBus) patience() time.Duration { return 2 * time.Second }
 
 // Wake makes the wake answer that the framing lacks. After an answer that was
 // not read to its end it connects again, so that it is never taken for the
@@ -124,7 +145,7 @@ func (b *tcpBus) Wake(ctx context.Context) error {
 	if b.closed {
 		return fmt.Errorf("%w: %s is closed", ErrBus, b.address)
 	}
-	if b.pending || b.conn == nil {
+	if b.pending || b.conn == nil || b.r.Buffered() > 0 {
 		if b.conn != nil {
 			_ = b.conn.Close()
 			b.conn = nil
@@ -134,7 +155,7 @@ func (b *tcpBus) Wake(ctx context.Context) error {
 		}
 		b.pending = false
 	}
-	b.wake = []byte{4, statusWake, 0x33, 0x43}
+	b.answer, b.at = []byte{4, statusWake, 0x33, 0x43}, 0
 	return nil
 }
 

@@ -128,6 +128,10 @@ func (x *exchange) run() error {
 	if err := x.ask(x.header(reqDigests, 0, 0)); err != nil {
 		return err
 	}
+	if _, err := x.t.slotDigest(byte(x.r.cfg.Slot)); err != nil {
+		x.bad = true
+		return fmt.Errorf("spdm: %w", err)
+	}
 	if err := x.chain(); err != nil {
 		return err
 	}

@@ -71,6 +71,44 @@ func TestReferenceResponderTracesVerify(t *testing.T) {
 	}
 }
 
+// recorded is a scheme for exchanges with a requester of other nonces.
+type recorded struct{ t *transcript }
+
+func (recorded) Name() string { return "recorded" }
+
+func (r recorded) Check(moduleid.Challenge, *moduleid.Evidence) (*moduleid.Proof, error) {
+	p := &moduleid.Proof{Chain: r.t.certs, AnyDigest: r.t.version < Version12 && onlyTLS(r.t.certs[0])}
+	return p, identify(r.t, p)
+}
+
+// The certificates of the reference responder pass a verifier's policy.
+func TestReferenceResponderIsAdmitted(t *testing.T) {
+	for name, root := range traces {
+		t.Run(name, func(t *testing.T) {
+			got, err := replay(trace(t, name))
+			require.NoError(t, err)
+			for file, want := range map[string]bool{root: true, "microchip-root-ca-002.der": false} {
+				der, err := os.ReadFile(testenv.Corpus(t, "spdm-atecc", "certs", file))
+				require.NoError(t, err)
+				ca, err := x509.ParseCertificate(der)
+				require.NoError(t, err)
+				pool := x509.NewCertPool()
+				pool.AddCert(ca)
+				v := &moduleid.Verifier{Schemes: []moduleid.Scheme{recorded{got}}, UnsafeNoRevocations: true,
+					Classes:    map[string]moduleid.Class{"radio": {Members: pool}},
+					Connectors: map[string]moduleid.Connector{"bay": {Classes: []string{"radio"}}},
+					Now:        func() time.Time { return time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC) }}
+				_, err = v.Verify(moduleid.NewChallenge("node", "bay"), &moduleid.Evidence{Scheme: "recorded"})
+				if want {
+					require.NoError(t, err)
+				} else {
+					require.ErrorIs(t, err, moduleid.ErrRefused)
+				}
+			}
+		})
+	}
+}
+
 // Each message of a recorded exchange that a signature covers is refused with
 // any one of its bytes changed.
 func TestEverySingleByteChangeIsRefused(t *testing.T) {

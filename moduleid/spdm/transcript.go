@@ -184,7 +184,7 @@ func (t *transcript) digests(req, rsp []byte) error {
 // slotDigest returns the digest of a slot in DIGESTS.
 func (t *transcript) slotDigest(slot byte) ([]byte, error) {
 	if slot > 7 || t.listed[3]&(1<<slot) == 0 {
-		return nil, fmt.Errorf("the responder has no certificate in slot %d", slot)
+		return nil, fmt.Errorf("the responder has no certificate in slot %d (its slots are the bits of %#02x)", slot, t.listed[3])
 	}
 	i, h := bits.OnesCount8(t.listed[3]&(1<<slot-1)), t.hash.Size()
 	return t.listed[4+i*h : 4+(i+1)*h], nil
