@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"testing"
 	"time"
@@ -340,8 +341,31 @@ func tT12BusProbeLearnsNothing(t *testing.T, dev *tpmtest.TPM, endorsers attest.
 		e, err := c.registrar.Complete(t.Context(), rsp)
 		require.NoError(t, err)
 		require.NoError(t, n.StoreCertificate(t.Context(), e, c.roots()))
+		im, err := c.registrar.BeginImport(t.Context(), [][]byte{ek.Certificate.Raw}, nil)
+		require.NoError(t, err)
+		kept := spied(t, c.challenges, im.ID)
+		imported, err := n.Import(t.Context(), im, key)
+		require.NoError(t, err)
+		_, err = c.registrar.CompleteImport(t.Context(), imported)
+		require.NoError(t, err)
+		require.Len(t, kept, 32)
+		assert.Contains(t, string(bus.Bytes()), string(im.Duplicate))
+		assert.NotContains(t, string(bus.Bytes()), string(kept), "the imported key")
 		assert.Contains(t, string(bus.Bytes()), string(ch.Nonce[:0])+string(ch.Credential), "the probe sees what is sent")
 		assert.NotContains(t, string(bus.Bytes()), string(rsp.Secret))
 		assert.NotContains(t, string(bus.Bytes()), string(auth))
 	}
+}
+
+// spied returns the HMAC key that a store keeps for an import challenge.
+func spied(t *testing.T, s registry.ChallengeStore, id string) []byte {
+	t.Helper()
+	value, err := s.Take(t.Context(), id)
+	require.NoError(t, err)
+	var p struct {
+		ImportKey []byte `json:"import_key"`
+	}
+	require.NoError(t, json.Unmarshal(value, &p))
+	require.NoError(t, s.Put(t.Context(), id, value, time.Now().Add(time.Hour)))
+	return p.ImportKey
 }

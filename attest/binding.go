@@ -13,6 +13,8 @@ import (
 const (
 	PurposeAttest = "attest" // admission to the tunnel
 	purposeEnroll = "enroll" // certification of the TLS key; made by Registrar only
+	purposeImport = "import" // of both keys, when the registrar speaks first
+	purposeKey    = "key"    // certification of keys in evidence
 )
 
 // bindingLabel starts what is hashed into the TPM's qualifying data.
@@ -70,8 +72,8 @@ func (s Session) check() error {
 	switch {
 	case f.err != nil:
 		return fmt.Errorf("attest: session: %w", f.err)
-	case s.Purpose == purposeEnroll:
-		return fmt.Errorf("attest: session: purpose %q is the registrar's", s.Purpose)
+	case s.Purpose == purposeEnroll || s.Purpose == purposeImport || s.Purpose == purposeKey:
+		return fmt.Errorf("attest: session: purpose %q is used by this package itself", s.Purpose)
 	case s.Device == registry.DeviceID{}:
 		return fmt.Errorf("attest: session: no device")
 	case s.LeafSPKI == [32]byte{}:

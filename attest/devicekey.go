@@ -38,7 +38,7 @@ type DeviceKey struct {
 // of another kind at its handle is an error, never replaced.
 func (n *Node) DeviceKey(ctx context.Context) (*DeviceKey, error) {
 	var key *DeviceKey
-	err := n.dev.Do(ctx, func(d *tpm.Device) (err error) {
+	err := n.do(ctx, func(d *tpm.Device) (err error) {
 		if key, err = n.loadDeviceKey(d); !errors.Is(err, ErrNoKey) {
 			return err
 		}
@@ -169,7 +169,11 @@ func (k *DeviceKey) SignatureAlgorithms() []tls.SignatureScheme {
 // Sign implements crypto.Signer for SHA-256, SHA-384 and SHA-512. rand is not
 // used: the TPM has its own. It waits for the TPM while others use it.
 func (k *DeviceKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return k.sign(k.dev, digest, opts)
+	sig, err := k.sign(k.dev, digest, opts)
+	if errors.Is(err, tpm2.TPMRCHandle) {
+		err = fmt.Errorf("%w: %w", ErrNoKey, err)
+	}
+	return sig, classified(err)
 }
 
 func (k *DeviceKey) sign(t transport.TPM, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
@@ -238,8 +242,10 @@ func (k *DeviceKey) spki() (d [32]byte, err error) {
 	if err != nil {
 		return d, fmt.Errorf("attest: TLS key: %w", err)
 	}
-	return sha256.Sum256(der), nil
+	return spkiOf(der), nil
 }
+
+func spkiOf(der []byte) [32]byte { return sha256.Sum256(der) }
 
 func (k *DeviceKey) is(key crypto.PublicKey) bool {
 	own, ok := k.key.(interface{ Equal(crypto.PublicKey) bool })
@@ -275,7 +281,7 @@ func (n *Node) StoreCertificate(ctx context.Context, e *Enrollment, roots *x509.
 	if _, err := certs[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: inter, CurrentTime: n.c.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		return fmt.Errorf("attest: owner certificate: %w", err)
 	}
-	return n.dev.Do(ctx, func(d *tpm.Device) error {
+	return n.do(ctx, func(d *tpm.Device) error {
 		key, err := n.loadDeviceKey(d)
 		if err != nil {
 			return err
@@ -338,7 +344,7 @@ func (n *Node) readCertificate(d *tpm.Device, key *DeviceKey) (best stored, err 
 // expired certificate is returned as it is.
 func (n *Node) Certificate(ctx context.Context) (tls.Certificate, error) {
 	var cert tls.Certificate
-	err := n.dev.Do(ctx, func(d *tpm.Device) error {
+	err := n.do(ctx, func(d *tpm.Device) error {
 		key, err := n.loadDeviceKey(d)
 		if err != nil {
 			return err

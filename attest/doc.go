@@ -6,6 +6,9 @@
 // NewVerifier for appraisal. The messages between them are plain structs with
 // Parse and Marshal; who carries them is the application's choice.
 //
+// Registrar.BeginImport and Node.Import enrol in one round trip (package
+// ekimport).
+//
 // Package quote is the verifier's core alone, registry the stores, ca an issuer
 // over any crypto.Signer, ear the export of results as signed tokens, devid the
 // TCG's initial keys and their certificate request.

@@ -21,6 +21,7 @@ var (
 	ErrKeyMismatch  = errors.New("attest: not the certified key")
 	ErrPin          = errors.New("attest: endorsement key is not the pinned one")
 	ErrNoKey        = errors.New("attest: the TPM holds no such key or certificate")
+	ErrLockout      = errors.New("attest: the TPM is locked out after failed authorisations: wait, or reset the lockout")
 	ErrRolledBack   = errors.New("attest: clock or counters of the TPM went back")
 	ErrFirmware     = errors.New("attest: firmware of the TPM is below the floor")
 	ErrUnmeasured   = errors.New("attest: a PCR that boot must extend is untouched")

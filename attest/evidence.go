@@ -71,7 +71,7 @@ func (n *Node) Evidence(ctx context.Context, s Session, c *Challenge) (*Evidence
 	}
 	slices.SortFunc(e.Bodies, func(a, b Body) int { return bytes.Compare([]byte(a.MediaType), []byte(b.MediaType)) })
 	qualifying := s.qualifyingData(c.Nonce, s.Binding[:], bodiesDigest(e.Bodies))
-	err := n.dev.Do(ctx, func(d *tpm.Device) error {
+	err := n.do(ctx, func(d *tpm.Device) error {
 		return n.withAK(d, func(ak *tpm.Key) error { return n.quote(ctx, d, ak, e, c.PCRs, qualifying) })
 	})
 	if err != nil {

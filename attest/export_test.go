@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"crypto"
 	"crypto/x509"
 
 	"github.com/google/go-tpm/tpm2"
@@ -15,7 +16,7 @@ import (
 func AKTemplate() tpm2.TPMTPublic { return akTemplate() }
 
 func EnrollBinding(id registry.DeviceID, nonce []byte, spki [32]byte) []byte {
-	return enrollBinding(id, nonce, spki)
+	return enrollBinding(purposeEnroll, id, nonce, spki)
 }
 
 // Binding gives the vectors' test the formula.
@@ -38,3 +39,13 @@ func EKTemplates(f func(name string, index tpm2.TPMHandle, template tpm2.TPMTPub
 
 // SetDevice gives an open node another line to its TPM.
 func SetDevice(n *Node, t transport.TPM) { n.dev = tpm.Wrap(t) }
+
+// EKPublic returns the public area of an endorsement key of a template.
+func EKPublic(name string, key crypto.PublicKey) (tpm2.TPMTPublic, error) {
+	for _, t := range ekTemplates() {
+		if t.name == name {
+			return t.public(key)
+		}
+	}
+	return tpm2.TPMTPublic{}, ErrNoKey
+}

@@ -114,6 +114,17 @@ func everything(t *testing.T, c *cloud, tp transport.TPM, pin []byte) error {
 	if err := n.StoreCertificate(ctx, e, c.roots()); err != nil {
 		return err
 	}
+	im, err := c.registrar.BeginImport(ctx, [][]byte{n.EndorsementKey().Certificate.Raw}, nil)
+	if err != nil {
+		return err
+	}
+	irsp, err := n.Import(ctx, im, key)
+	if err != nil {
+		return err
+	}
+	if _, err := c.registrar.CompleteImport(ctx, irsp); err != nil {
+		return err
+	}
 	if _, err := n.Certificate(ctx); err != nil {
 		return err
 	}

@@ -3,8 +3,10 @@ package attest
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"time"
 
+	"github.com/trusttree/trusttree/attest/ekimport"
 	"github.com/trusttree/trusttree/attest/internal/strict"
 	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
@@ -108,9 +110,10 @@ const (
 	nonceSize       = 32
 )
 
-// Message is any message of this package.
+// Message is any message of this package and of package ekimport.
 type Message interface {
-	EnrollmentRequest | ActivationChallenge | ActivationResponse | Enrollment | Challenge | Evidence
+	EnrollmentRequest | ActivationChallenge | ActivationResponse | Enrollment | Challenge | Evidence |
+		ekimport.Challenge | ekimport.Response
 }
 
 // Parse decodes a message strictly: unknown, repeated and oversized fields,
@@ -151,6 +154,10 @@ func Marshal[M Message](m *M) ([]byte, error) {
 		m.Version = messageVersion
 	case *Evidence:
 		m.Version = messageVersion
+	case *ekimport.Challenge:
+		m.Version = messageVersion
+	case *ekimport.Response:
+		m.Version = messageVersion
 	}
 	if err := check(&c); err != nil {
 		return nil, err
@@ -162,6 +169,9 @@ func Marshal[M Message](m *M) ([]byte, error) {
 // however the message came.
 func check(m any) error {
 	var f fields
+	if reflect.ValueOf(m).IsNil() {
+		return fmt.Errorf("%w: no %T", ErrMalformed, m)
+	}
 	switch m := m.(type) {
 	case *EnrollmentRequest:
 		f.version(m.Version)
@@ -200,6 +210,23 @@ func check(m any) error {
 		f.size("signature", m.Signature, 1, maxTPM)
 		f.size("pcr_values", m.PCRValues, 1, 3*24*64)
 		f.bodies(m.Bodies)
+	case *ekimport.Challenge:
+		f.version(m.Version)
+		f.id(m.ID)
+		f.size("nonce", m.Nonce, nonceSize, nonceSize)
+		f.size("public", m.Public, 1, maxTPM)
+		f.size("duplicate", m.Duplicate, 1, maxTPM)
+		f.size("seed", m.Seed, 1, maxTPM)
+	case *ekimport.Response:
+		f.version(m.Version)
+		f.id(m.ID)
+		f.size("ak_public", m.AKPublic, 1, maxTPM)
+		f.size("ak_certify", m.AKCertify, 1, maxTPM)
+		f.size("ak_signature", m.AKSignature, 1, maxTPM)
+		f.size("key_public", m.KeyPublic, 1, maxTPM)
+		f.size("certify", m.Certify, 1, maxTPM)
+		f.size("signature", m.Signature, 1, maxTPM)
+		f.size("csr", m.CSR, 1, maxCertificate)
 	}
 	if f.err != nil {
 		return fmt.Errorf("%w: %T: %w", ErrMalformed, m, f.err)

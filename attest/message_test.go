@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trusttree/trusttree/attest"
+	"github.com/trusttree/trusttree/attest/ekimport"
 	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
 )
@@ -94,6 +95,33 @@ func TestGoldenMessages(t *testing.T) {
 	golden(t, "enrollment", d)
 	golden(t, "challenge", e)
 	golden(t, "evidence", f)
+	golden(t, "import-challenge", ekimport.Challenge{
+		ID: b.ID, Device: b.Device, Nonce: b.Nonce, Public: []byte{1}, Duplicate: []byte{2}, Seed: []byte{3}, Expires: b.Expires,
+	})
+	golden(t, "import-response", ekimport.Response{
+		ID: b.ID, AKPublic: []byte{1}, AKCertify: []byte{2}, AKSignature: []byte{3}, KeyPublic: []byte{4}, Certify: []byte{5}, Signature: []byte{6}, CSR: []byte{7},
+	})
+}
+
+// Whatever takes a message takes none for an answer.
+func TestNoMessage(t *testing.T) {
+	n, key, c, _ := enrolled(t)
+	ctx, s := t.Context(), session(t, n, key)
+	_, err := c.registrar.Begin(ctx, nil)
+	require.ErrorIs(t, err, attest.ErrMalformed)
+	_, err = c.registrar.Complete(ctx, nil)
+	require.ErrorIs(t, err, attest.ErrMalformed)
+	_, err = c.registrar.CompleteImport(ctx, nil)
+	require.ErrorIs(t, err, attest.ErrMalformed)
+	_, err = c.verifier.Appraise(ctx, s, nil)
+	require.ErrorIs(t, err, attest.ErrMalformed)
+	_, err = n.Activate(ctx, nil, key)
+	require.ErrorIs(t, err, attest.ErrMalformed)
+	_, err = n.Import(ctx, nil, key)
+	require.ErrorIs(t, err, attest.ErrMalformed)
+	_, err = n.Evidence(ctx, s, nil)
+	require.ErrorIs(t, err, attest.ErrMalformed)
+	require.ErrorIs(t, n.StoreCertificate(ctx, nil, c.roots()), attest.ErrMalformed)
 }
 
 func TestMessagesAreStrict(t *testing.T) {
@@ -167,4 +195,22 @@ func FuzzActivationResponse(f *testing.F) { fuzz[attest.ActivationResponse](f, "
 func FuzzActivationChallenge(f *testing.F) {
 	fuzz[attest.ActivationChallenge](f, "activation-challenge")
 }
+func FuzzImport(f *testing.F) {
+	for _, name := range []string{"import-challenge", "import-response"} {
+		b, err := os.ReadFile("testdata/" + name + ".v1.json")
+		require.NoError(f, err)
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if m, err := attest.Parse[ekimport.Challenge](data); err == nil {
+			_ = ekimport.Check(m.Public)
+		} else {
+			require.ErrorIs(t, err, attest.ErrMalformed)
+		}
+		if _, err := attest.Parse[ekimport.Response](data); err != nil {
+			require.ErrorIs(t, err, attest.ErrMalformed)
+		}
+	})
+}
+
 func FuzzEnrollmentRequest(f *testing.F) { fuzz[attest.EnrollmentRequest](f, "enrollment-request") }

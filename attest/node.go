@@ -86,7 +86,7 @@ func Open(ctx context.Context, t transport.TPM, c NodeConfig) (*Node, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	n := &Node{c: c, dev: tpm.Wrap(t)}
-	err := n.dev.Do(ctx, n.open)
+	err := n.do(ctx, n.open)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +142,7 @@ func (n *Node) EndorsementKey() EndorsementKey { return n.ek }
 // and that the TPM holds or can make again.
 func (n *Node) EndorsementKeys(ctx context.Context) ([]EndorsementKey, error) {
 	var list []EndorsementKey
-	err := n.dev.Do(ctx, func(d *tpm.Device) error {
+	err := n.do(ctx, func(d *tpm.Device) error {
 		for _, t := range ekTemplates() {
 			ek, err := n.readEK(d, t)
 			if errors.Is(err, ErrNoKey) {
@@ -286,7 +286,7 @@ func (n *Node) Activate(ctx context.Context, c *ActivationChallenge, key *Device
 		return nil, err
 	}
 	rsp := &ActivationResponse{Version: messageVersion, ID: c.ID, KeyPublic: tpm2.Marshal(key.pub)}
-	err = n.dev.Do(ctx, func(d *tpm.Device) error {
+	err = n.do(ctx, func(d *tpm.Device) error {
 		if err := n.withEK(d, func(ek *tpm.Key) error {
 			return n.withAK(d, func(ak *tpm.Key) error {
 				rsp.Secret, err = n.activate(d, ek, ak, c)
@@ -296,17 +296,9 @@ func (n *Node) Activate(ctx context.Context, c *ActivationChallenge, key *Device
 			return err
 		}
 		return n.withAK(d, func(ak *tpm.Key) error {
-			r, err := tpm2.Certify{
-				ObjectHandle:   tpm2.AuthHandle{Handle: key.handle, Name: key.name, Auth: tpm2.PasswordAuth(nil)},
-				SignHandle:     ak.Auth(nil),
-				QualifyingData: tpm2.TPM2BData{Buffer: enrollBinding(n.device, c.Nonce, spki)},
-				InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
-			}.Execute(d)
-			if err != nil {
-				return fmt.Errorf("attest: certify TLS key: %w", err)
-			}
-			rsp.Certify, rsp.Signature = r.CertifyInfo.Bytes(), tpm2.Marshal(r.Signature)
-			return nil
+			object := tpm2.AuthHandle{Handle: key.handle, Name: key.name, Auth: tpm2.PasswordAuth(nil)}
+			rsp.Certify, rsp.Signature, err = certify(d, object, ak, enrollBinding(purposeEnroll, n.device, c.Nonce, spki))
+			return err
 		})
 	})
 	if err != nil {
@@ -321,13 +313,33 @@ func (n *Node) Activate(ctx context.Context, c *ActivationChallenge, key *Device
 // activate opens a credential. The secret comes out encrypted to a session
 // whose salt only the pinned endorsement key can read.
 func (n *Node) activate(d *tpm.Device, ek, ak *tpm.Key, c *ActivationChallenge) (secret []byte, err error) {
+	err = n.authorised(d, ek, func(auth tpm2.Session) error {
+		r, err := tpm2.ActivateCredential{
+			ActivateHandle: ak.Auth(nil),
+			KeyHandle:      ek.Auth(auth),
+			CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.Credential},
+			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: c.Secret},
+		}.Execute(d)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrActivation, err)
+		}
+		secret = r.CertInfo.Buffer
+		return nil
+	})
+	return secret, err
+}
+
+// authorised calls f with a session that authorises one use of the endorsement
+// key and encrypts what comes out: by the profile's PolicyA in the low range,
+// by the empty auth value in the high range.
+func (n *Node) authorised(d *tpm.Device, ek *tpm.Key, f func(auth tpm2.Session) error) (err error) {
 	session := ek.HMACSession
 	if !n.ek.template.high {
 		session = ek.PolicySession
 	}
 	sess, done, err := session(d, tpm.EncryptOut())
 	if err != nil {
-		return nil, fmt.Errorf("attest: session with the endorsement key: %w", err)
+		return fmt.Errorf("attest: session with the endorsement key: %w", err)
 	}
 	defer func() { err = errors.Join(err, done()) }()
 	if !n.ek.template.high {
@@ -337,17 +349,22 @@ func (n *Node) activate(d *tpm.Device, ek, ak *tpm.Key, c *ActivationChallenge) 
 			NonceTPM:      sess.NonceTPM(),
 		}.Execute(d)
 		if err != nil {
-			return nil, fmt.Errorf("attest: endorsement policy: %w", err)
+			return fmt.Errorf("attest: endorsement policy: %w", err)
 		}
 	}
-	r, err := tpm2.ActivateCredential{
-		ActivateHandle: ak.Auth(nil),
-		KeyHandle:      ek.Auth(sess),
-		CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.Credential},
-		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: c.Secret},
-	}.Execute(d)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrActivation, err)
+	return f(sess)
+}
+
+// do keeps the TPM for a sequence of commands and gives errors of the TPM their
+// class.
+func (n *Node) do(ctx context.Context, f func(*tpm.Device) error) error {
+	return classified(n.dev.Do(ctx, f))
+}
+
+// classified tells a TPM that locks out from one that fails.
+func classified(err error) error {
+	if errors.Is(err, tpm2.TPMRCLockout) {
+		return fmt.Errorf("%w: %w", ErrLockout, err)
 	}
-	return r.CertInfo.Buffer, nil
+	return err
 }

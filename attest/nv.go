@@ -78,7 +78,7 @@ func readChain(d *tpm.Device) []*x509.Certificate {
 // are not verified. What is no certificate is left out.
 func (n *Node) InitialCertificates(ctx context.Context) ([]*x509.Certificate, error) {
 	var list []*x509.Certificate
-	err := n.dev.Do(ctx, func(d *tpm.Device) error {
+	err := n.do(ctx, func(d *tpm.Device) error {
 		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: uint32(tpm.NVIDevIDCertFirst), PropertyCount: 64}.Execute(d)
 		if err != nil {
 			return fmt.Errorf("attest: list NV indices: %w", err)

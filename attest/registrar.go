@@ -8,16 +8,11 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
-	"github.com/google/go-tpm/tpm2"
-
-	"github.com/trusttree/trusttree/attest/internal/strict"
 	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
 )
@@ -112,19 +107,6 @@ func ttl(d *time.Duration, def, most time.Duration, name string) error {
 	return nil
 }
 
-// pending is what the ChallengeStore keeps between Begin and Complete.
-type pending struct {
-	Version    int               `json:"version"`
-	Purpose    string            `json:"purpose"`
-	Device     registry.DeviceID `json:"device"`
-	Nonce      []byte            `json:"nonce"`
-	Expires    time.Time         `json:"expires"`
-	SecretHash []byte            `json:"secret_hash"` // SHA-256: the store never sees the secret
-	Chain      [][]byte          `json:"chain"`
-	AKPublic   []byte            `json:"ak_public"`
-	Token      []byte            `json:"token,omitempty"`
-}
-
 // Begin answers an EnrollmentRequest with a challenge that only the TPM with
 // the endorsement key and the attestation key can open. Errors are
 // ErrMalformed, ErrUntrustedEK, ErrNotAdmitted, ErrRevoked, ErrBound,
@@ -168,35 +150,13 @@ func (r *Registrar) begin(ctx context.Context, req *EnrollmentRequest) (*Activat
 		Version: messageVersion, Purpose: purposeEnroll, Device: en.device, Nonce: newNonce(),
 		Expires: now.Add(r.c.ChallengeTTL), SecretHash: hash[:], Chain: req.EKCertificates, AKPublic: req.AKPublic, Token: req.Token,
 	}
-	id := newID()
-	value, err := json.Marshal(p)
+	id, err := r.put(ctx, p)
 	if err != nil {
-		return nil, fmt.Errorf("attest: challenge: %w", err)
-	}
-	if err := r.c.Challenges.Put(ctx, id, value, p.Expires); err != nil {
-		return nil, fmt.Errorf("attest: store challenge: %w", err)
+		return nil, err
 	}
 	return &ActivationChallenge{
 		Version: messageVersion, ID: id, Device: en.device, Nonce: p.Nonce, Credential: credential, Secret: seed, Expires: p.Expires,
 	}, nil
-}
-
-// makeCredential is TPM2_MakeCredential in software. The endorsement key's
-// public area is computed from the certified key.
-func makeCredential(ek crypto.PublicKey, name, secret []byte) (credential, seed []byte, err error) {
-	t, err := templateOf(ek)
-	if err != nil {
-		return nil, nil, err
-	}
-	pub, err := t.public(ek)
-	if err != nil {
-		return nil, nil, err
-	}
-	key, err := tpm2.ImportEncapsulationKey(&pub)
-	if err != nil {
-		return nil, nil, err
-	}
-	return tpm2.CreateCredential(rand.Reader, key, name, secret)
 }
 
 // entry returns the registry's entry for an endorsed TPM with an attestation
@@ -241,27 +201,33 @@ func (r *Registrar) complete(ctx context.Context, rsp *ActivationResponse) (*Enr
 		return nil, err
 	}
 	now := r.c.Now()
-	p, err := takePending(ctx, r.c.Challenges, rsp.ID, now)
+	p, err := takePending(ctx, r.c.Challenges, rsp.ID, purposeEnroll, now)
 	if err != nil {
 		return nil, err
 	}
 	if hash := sha256.Sum256(rsp.Secret); subtle.ConstantTimeCompare(hash[:], p.SecretHash) != 1 {
 		return nil, ErrActivation
 	}
-	en, err := r.c.Endorsers.Verify(p.Chain, now)
-	if err != nil {
-		return nil, err
-	}
 	ak, err := quote.ParseKey(p.AKPublic)
 	if err != nil {
 		return nil, err
 	}
-	csr, err := parseCSR(rsp.CSR)
+	return r.admit(ctx, p, ak, rsp.KeyPublic, rsp.Certify, rsp.Signature, rsp.CSR, now)
+}
+
+// admit finishes an enrolment whose TPM has proven the attestation key: it
+// checks the TLS key, asks the owner, binds and issues.
+func (r *Registrar) admit(ctx context.Context, p *pending, ak *quote.Key, keyPublic, certify, signature, request []byte, now time.Time) (*Enrollment, error) {
+	en, err := r.c.Endorsers.Verify(p.Chain, now)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := parseCSR(request)
 	if err != nil {
 		return nil, err
 	}
 	spki := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
-	key, err := ak.VerifyCertify(rsp.Certify, rsp.Signature, rsp.KeyPublic, enrollBinding(p.Device, p.Nonce, spki))
+	key, err := ak.VerifyCertify(certify, signature, keyPublic, enrollBinding(p.Purpose, p.Device, p.Nonce, spki))
 	if err != nil {
 		return nil, err
 	}
@@ -278,9 +244,9 @@ func (r *Registrar) complete(ctx context.Context, rsp *ActivationResponse) (*Enr
 	return r.issue(ctx, en.device, key, now, to)
 }
 
-// enrollBinding is the qualifying data of the TLS key's certification.
-func enrollBinding(id registry.DeviceID, nonce []byte, spki [32]byte) []byte {
-	return Session{Device: id, Purpose: purposeEnroll, LeafSPKI: spki}.qualifyingData(nonce, nil, bodiesDigest(nil))
+// enrollBinding is the qualifying data of certifications at enrolment.
+func enrollBinding(purpose string, id registry.DeviceID, nonce []byte, spki [32]byte) []byte {
+	return Session{Device: id, Purpose: purpose, LeafSPKI: spki}.qualifyingData(nonce, nil, bodiesDigest(nil))
 }
 
 // bind writes the device with compare-and-swap. It looks at the entry anew
@@ -342,37 +308,4 @@ func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 		return nil, fmt.Errorf("%w: certificate request: %w", ErrKeyMismatch, err)
 	}
 	return csr, nil
-}
-
-func takePending(ctx context.Context, s registry.ChallengeStore, id string, now time.Time) (*pending, error) {
-	value, err := s.Take(ctx, id)
-	if errors.Is(err, registry.ErrNotFound) {
-		return nil, ErrChallenge
-	}
-	if err != nil {
-		return nil, fmt.Errorf("attest: take challenge: %w", err)
-	}
-	p := &pending{}
-	if err := strict.Decode(value, p); err != nil || p.Version != messageVersion {
-		return nil, fmt.Errorf("%w: stored challenge can't be read", ErrChallenge)
-	}
-	if p.Purpose != purposeEnroll {
-		return nil, fmt.Errorf("%w: it is for another purpose", ErrChallenge)
-	}
-	if !now.Before(p.Expires) {
-		return nil, ErrExpired
-	}
-	return p, nil
-}
-
-func newNonce() []byte {
-	n := make([]byte, nonceSize)
-	rand.Read(n)
-	return n
-}
-
-func newID() string {
-	var b [16]byte
-	rand.Read(b[:])
-	return hex.EncodeToString(b[:])
 }

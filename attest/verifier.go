@@ -204,9 +204,6 @@ func (v *Verifier) appraise(ctx context.Context, s Session, e *Evidence) (*Resul
 	if s.Binding == [32]byte{} {
 		return nil, errors.New("attest: session: no binding to the TLS session")
 	}
-	if e == nil {
-		return nil, broken("malformed", fmt.Errorf("%w: no evidence", ErrMalformed))
-	}
 	if err := check(e); err != nil {
 		return nil, broken("malformed", err)
 	}

@@ -32,6 +32,7 @@ type attested struct {
 	selection []byte // quote: TPML_PCR_SELECTION as encoded
 	digest    []byte // quote: pcrDigest
 	name      []byte // certify: name of the certified object
+	qualified []byte // certify: its qualified name
 }
 
 // parseAttested parses a TPMS_ATTEST of the kind wanted, whole: a missing or a
@@ -70,7 +71,7 @@ func parseAttested(b []byte, kind uint16) (a attested, err error) {
 		a.digest = c.sized(maxDigest)
 	} else {
 		a.name = c.sized(maxName)
-		c.sized(maxName) // qualified name
+		a.qualified = c.sized(maxName)
 	}
 	if !c.done() || safe > 1 {
 		return a, fmt.Errorf("%w: attested data is cut short or has bytes too many", ErrMalformed)

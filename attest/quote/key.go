@@ -164,8 +164,8 @@ func (k *Key) verifyCertify(tpmsAttest, tpmtSignature, tpmtPublic []byte, nonce 
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Equal(p.name, a.name) {
-		return nil, fmt.Errorf("%w: another key was certified", ErrKey)
+	if err := p.named(a); err != nil {
+		return nil, err
 	}
 	if p.attrs&^attrFree != attrResident|attrSign {
 		return nil, fmt.Errorf("%w: attributes %08x are not those of a key that signs and stays in its TPM", ErrKey, p.attrs)

@@ -255,6 +255,9 @@ func TestCertifiedKeysRefused(t *testing.T) {
 		_, err := ak.VerifyCertify(data, sig, public, qualifying)
 		require.ErrorIs(t, err, quote.ErrKey, name)
 	}
+	outside := softnode.Attested{Kind: 0x8017, ExtraData: qualifying, Name: softnode.Name(key.Public), Qualified: softnode.Name(key.Public)}.Encode()
+	_, err = ak.VerifyCertify(outside, k.Sign(outside), key.Public, qualifying)
+	require.ErrorIs(t, err, quote.ErrKey, "F10 public key loaded from outside")
 	data, sig = certify(key.Public, make([]byte, 32))
 	_, err = ak.VerifyCertify(data, sig, key.Public, qualifying)
 	require.ErrorIs(t, err, quote.ErrNonce, "F9 stale")
@@ -268,6 +271,64 @@ func TestCertifiedKeysRefused(t *testing.T) {
 	sig[10] ^= 1
 	_, err = ak.VerifyCertify(data, sig, key.Public, qualifying)
 	require.ErrorIs(t, err, quote.ErrSignature)
+}
+
+// TestImportedKeysCertificationsRefused is T11 for the HMAC key: what its
+// holder can say of an attestation key, and is not believed.
+func TestImportedKeysCertificationsRefused(t *testing.T) {
+	k, _ := newAK(t, softnode.P256())
+	secret := bytes.Repeat([]byte{5}, 32)
+	honest := softnode.Attested{Kind: 0x8017, ExtraData: qualifying, Name: softnode.Name(k.Public), Qualified: softnode.Qualified(0x4000000B, k.Public)}
+	for _, tt := range []struct {
+		name   string
+		forge  func(a *softnode.Attested)
+		sign   func([]byte) []byte
+		key    []byte
+		public []byte
+		class  error
+	}{
+		{name: "another HMAC key", key: qualifying, class: quote.ErrSignature},
+		{name: "HMAC key of no length", key: []byte{}, class: quote.ErrKey},
+		{name: "signed by an attestation key", sign: k.Sign, class: quote.ErrSignature},
+		{name: "signature with a trailing byte", sign: func(b []byte) []byte { return append(softnode.HMAC(secret, b), 0) }, class: quote.ErrMalformed},
+		{name: "no signature", sign: func([]byte) []byte { return nil }, class: quote.ErrMalformed},
+		{name: "huge", forge: func(a *softnode.Attested) { a.Trailing = make([]byte, 2000) }, class: quote.ErrMalformed},
+		{name: "magic is not a TPM's", forge: func(a *softnode.Attested) { a.Magic = 1 }, class: quote.ErrMalformed},
+		{name: "a quote", forge: func(a *softnode.Attested) { a.Kind = 0x8018 }, class: quote.ErrMalformed},
+		{name: "trailing byte", forge: func(a *softnode.Attested) { a.Trailing = []byte{0} }, class: quote.ErrMalformed},
+		{name: "stale", forge: func(a *softnode.Attested) { a.ExtraData = make([]byte, 32) }, class: quote.ErrNonce},
+		{name: "another key", forge: func(a *softnode.Attested) { a.Name = softnode.Name([]byte("x")) }, class: quote.ErrKey},
+		{name: "public key loaded from outside", forge: func(a *softnode.Attested) { a.Qualified = a.Name }, class: quote.ErrKey},
+		{name: "no attestation key", public: softnode.NewKey(softnode.P256(), softnode.KeyAttributes).Public, class: quote.ErrKey},
+	} {
+		a, sign, key, public := honest, func(b []byte) []byte { return softnode.HMAC(secret, b) }, secret, k.Public
+		if tt.forge != nil {
+			tt.forge(&a)
+		}
+		if tt.sign != nil {
+			sign = tt.sign
+		}
+		if tt.key != nil {
+			key = tt.key
+		}
+		if tt.public != nil {
+			public = tt.public
+		}
+		data := a.Encode()
+		ak, _, err := quote.VerifyImported(key, data, sign(data), public, qualifying)
+		require.ErrorIs(t, err, tt.class, tt.name)
+		assert.Nil(t, ak, tt.name)
+	}
+	data := honest.Encode()
+	ak, primary, err := quote.VerifyImported(secret, data, softnode.HMAC(secret, data), k.Public, qualifying)
+	require.NoError(t, err)
+	assert.True(t, primary)
+	assert.Equal(t, softnode.Name(k.Public), ak.Name())
+	honest.Qualified = nil // in the owner's hierarchy
+	data = honest.Encode()
+	_, primary, err = quote.VerifyImported(secret, data, softnode.HMAC(secret, data), k.Public, qualifying)
+	require.NoError(t, err)
+	assert.False(t, primary)
 }
 
 // The quotes of real boots verify up to their selection, which has PCRs 16 and
@@ -319,6 +380,7 @@ func FuzzVerifyQuote(f *testing.F) {
 			require.Equal(t, list[1].Value, v.PCR(crypto.SHA256, 7))
 		}
 		_, _ = ak.VerifyCertify(b, k.Sign(b), k.Public, qualifying)
+		_, _, _ = quote.VerifyImported(qualifying, b, softnode.HMAC(qualifying, b), k.Public, qualifying)
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -152,6 +153,14 @@ func (k *Key) Sign(data []byte) []byte {
 	return sized(b, must(k.Signer.Sign(rand.Reader, digest, opts)))
 }
 
+// HMAC returns a TPMT_SIGNATURE by an HMAC key for SHA-256.
+func HMAC(key, data []byte) []byte {
+	digest := sha256.Sum256(data)
+	h := hmac.New(sha256.New, key)
+	h.Write(digest[:])
+	return h.Sum([]byte{0, 5, 0, 0x0B})
+}
+
 // PCR selects one PCR of a bank with a value.
 type PCR struct {
 	Bank  crypto.Hash
@@ -174,6 +183,7 @@ type Attested struct {
 	Hash      crypto.Hash // of the PCR digest, SHA-256 when zero
 	Selection []byte      // replaces the TPML_PCR_SELECTION
 	Name      []byte      // certify
+	Qualified []byte      // certify; as in the owner's hierarchy when nil
 	Trailing  []byte
 }
 
@@ -209,8 +219,11 @@ func (a Attested) Encode() []byte {
 	b = append(b, a.Safe)
 	b = u64(b, a.Firmware)
 	if a.Kind != 0x8018 {
+		if a.Qualified == nil {
+			a.Qualified = Name(append(u32(nil, 0x40000001), a.Name...))
+		}
 		b = sized(b, a.Name)
-		b = sized(b, a.Name)
+		b = sized(b, a.Qualified)
 		return append(b, a.Trailing...)
 	}
 	sel := a.Selection
