@@ -36,12 +36,12 @@ func (s *Store) checkAnchor(ctx context.Context, in *instance) error {
 	}
 	var want, have []byte
 	err := s.sys.db.View(ctx, func(tx engine.Tx) (err error) {
-		_, want, err = s.sys.get(tx, s.anchorKey(in.uid))
+		_, want, err = s.sys.get(tx, new(scratch), s.anchorKey(in.uid))
 		return ignoreNotFound(err)
 	})
 	if err == nil {
 		err = in.db.View(ctx, func(tx engine.Tx) (err error) {
-			_, have, err = in.get(tx, in.anchorKey())
+			_, have, err = in.get(tx, new(scratch), in.anchorKey())
 			return ignoreNotFound(err)
 		})
 	}
@@ -75,13 +75,13 @@ func (s *Store) moveAnchor(ctx context.Context, in *instance) error {
 	next := make([]byte, tagSize)
 	_, _ = rand.Read(next)
 	if err := in.db.Update(ctx, func(tx engine.Tx) error {
-		return in.put(tx, in.anchorKey(), append(old[:tagSize:tagSize], next...), s.version())
+		return in.put(tx, new(scratch), in.anchorKey(), append(old[:tagSize:tagSize], next...), s.version())
 	}); err != nil {
 		return err
 	}
 	value := append(binary.BigEndian.AppendUint32(nil, in.entry.Generation), next...)
 	if err := s.sys.db.Update(ctx, func(tx engine.Tx) error {
-		return s.sys.put(tx, s.anchorKey(in.uid), value, s.version())
+		return s.sys.put(tx, new(scratch), s.anchorKey(in.uid), value, s.version())
 	}); err != nil {
 		return err
 	}

@@ -149,7 +149,7 @@ func (in *instance) dump(ctx context.Context, w io.Writer, m *Manifest) error {
 			if kv.Key[0] == kindMeta {
 				continue
 			}
-			version, value, err := in.seal.open(kv.Key, kv.Value)
+			version, value, err := in.seal.open(new(scratch), kv.Key, kv.Value)
 			if err != nil {
 				return err
 			}
@@ -347,7 +347,7 @@ func (b *backupReader) fill(ctx context.Context, dst *instance) error {
 		if len(rec.Key) < spaceSize || len(rec.Key) > engine.MaxKey || rec.Key[0] == kindMeta || len(rec.Value) > maxValue {
 			return fmt.Errorf("%w: record %d of the backup is malformed", ErrInvalid, n)
 		}
-		page = append(page, engine.KV{Key: rec.Key, Value: dst.seal.seal(rec.Key, rec.Version, rec.Value)})
+		page = append(page, engine.KV{Key: rec.Key, Value: dst.seal.seal(new(scratch), rec.Key, rec.Version, rec.Value)})
 		size += len(rec.Value)
 		if n++; len(page) >= restorePage || size >= restorePageSize {
 			if err := flush(); err != nil {

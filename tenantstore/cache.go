@@ -39,8 +39,9 @@ type cache struct {
 
 	mu      sync.Mutex
 	slots   map[UID]*slot
-	idle    *list.List    // of *slot, least recently used first
+	used    *list.List    // of open *slot, least recently used first
 	changed chan struct{} // closed and replaced when somebody may go on
+	waiting int           // how many wait for that
 	closed  bool
 }
 
@@ -48,15 +49,18 @@ type slot struct {
 	uid     UID
 	in      *instance // nil while opening or blocked
 	refs    int
-	blocked bool // opening, closing, or taken by block
-	elem    *list.Element
+	blocked bool          // opening, closing, or taken by block
+	elem    *list.Element // in used, unless blocked
 }
 
 func newCache(n int) *cache {
-	return &cache{max: n, slots: map[UID]*slot{}, idle: list.New(), changed: make(chan struct{})}
+	return &cache{max: n, slots: map[UID]*slot{}, used: list.New(), changed: make(chan struct{})}
 }
 
 func (c *cache) wake() {
+	if c.waiting == 0 {
+		return
+	}
 	close(c.changed)
 	c.changed = make(chan struct{})
 }
@@ -64,8 +68,12 @@ func (c *cache) wake() {
 // wait unlocks until something changed.
 func (c *cache) wait(ctx context.Context, timeout <-chan time.Time) error {
 	ch := c.changed
+	c.waiting++
 	c.mu.Unlock()
-	defer c.mu.Lock()
+	defer func() {
+		c.mu.Lock()
+		c.waiting--
+	}()
 	select {
 	case <-ch:
 		return nil
@@ -89,18 +97,17 @@ func (c *cache) acquire(ctx context.Context, uid UID, open func(context.Context)
 		s, ok := c.slots[uid]
 		switch {
 		case ok && !s.blocked:
-			if s.elem != nil {
-				c.idle.Remove(s.elem)
-				s.elem = nil
-			}
+			c.used.MoveToBack(s.elem)
 			s.refs++
 			return s, nil
 		case ok: // somebody opens or closes it
 		case len(c.slots) < c.max:
 			return c.open(ctx, uid, open)
-		case c.idle.Len() > 0:
-			c.evict(c.idle.Front().Value.(*slot))
-			continue
+		default:
+			if idle := c.idle(); idle != nil {
+				c.evict(idle)
+				continue
+			}
 		}
 		if timeout == nil {
 			timer := time.NewTimer(busyWait)
@@ -125,13 +132,33 @@ func (c *cache) open(ctx context.Context, uid UID, open func(context.Context) (*
 		return nil, err
 	}
 	s.in, s.blocked, s.refs = in, false, 1
+	s.elem = c.used.PushBack(s)
 	return s, nil
+}
+
+// idle returns the open instance that nobody uses and that was used least
+// recently, or nil.
+func (c *cache) idle() *slot {
+	for e := c.used.Front(); e != nil; e = e.Next() {
+		if s := e.Value.(*slot); s.refs == 0 {
+			return s
+		}
+	}
+	return nil
+}
+
+// shut takes a slot out of use: nobody gets it any more.
+func (c *cache) shut(s *slot) {
+	s.blocked = true
+	if s.elem != nil {
+		c.used.Remove(s.elem)
+		s.elem = nil
+	}
 }
 
 // evict closes an idle instance; the slot counts until it is closed.
 func (c *cache) evict(s *slot) {
-	c.idle.Remove(s.elem)
-	s.elem, s.blocked = nil, true
+	c.shut(s)
 	c.mu.Unlock()
 	_ = s.in.closer(s.in)
 	c.mu.Lock()
@@ -142,14 +169,9 @@ func (c *cache) evict(s *slot) {
 func (c *cache) release(s *slot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s.refs--
-	if s.refs > 0 {
-		return
+	if s.refs--; s.refs == 0 {
+		c.wake()
 	}
-	if !s.blocked {
-		s.elem = c.idle.PushBack(s)
-	}
-	c.wake()
 }
 
 // block closes a tenant's instance when its users are done and keeps it shut
@@ -167,7 +189,7 @@ func (c *cache) block(ctx context.Context, uid UID) (unblock func(), err error) 
 		s = &slot{uid: uid}
 		c.slots[uid] = s
 	}
-	s.blocked = true
+	c.shut(s)
 	unblock = func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -178,14 +200,10 @@ func (c *cache) block(ctx context.Context, uid UID) (unblock func(), err error) 
 	}
 	for s.refs > 0 {
 		if err := c.wait(ctx, nil); err != nil {
-			s.blocked = false
+			s.blocked, s.elem = false, c.used.PushBack(s)
 			c.wake()
 			return nil, err
 		}
-	}
-	if s.elem != nil {
-		c.idle.Remove(s.elem)
-		s.elem = nil
 	}
 	if s.in != nil {
 		c.mu.Unlock()
@@ -203,8 +221,8 @@ func (c *cache) close(ctx context.Context) error {
 	c.closed = true
 	c.wake()
 	for len(c.slots) > 0 {
-		if c.idle.Len() > 0 {
-			c.evict(c.idle.Front().Value.(*slot))
+		if idle := c.idle(); idle != nil {
+			c.evict(idle)
 			continue
 		}
 		if err := c.wait(ctx, nil); err != nil {

@@ -67,7 +67,7 @@ const (
 func (s *Store) lookup(ctx context.Context, id ID) (e entry, version uint64, ok bool, err error) {
 	err = s.sys.db.View(ctx, func(tx engine.Tx) error {
 		var value []byte
-		version, value, err = s.sys.get(tx, s.catalogKey(id))
+		version, value, err = s.sys.get(tx, new(scratch), s.catalogKey(id))
 		if errors.Is(err, ErrNotFound) {
 			return nil
 		}
@@ -105,11 +105,11 @@ func (s *Store) save(ctx context.Context, e entry, version uint64) (uint64, erro
 	next := s.version()
 	err = s.sys.db.Update(ctx, func(tx engine.Tx) error {
 		if version == 0 { // a UID is taken for ever, too
-			if err := s.sys.putIf(tx, s.uidKey(e.UID), []byte(e.ID), 0, next); err != nil {
+			if err := s.sys.putIf(tx, new(scratch), s.uidKey(e.UID), []byte(e.ID), 0, next); err != nil {
 				return err
 			}
 		}
-		return s.sys.putIf(tx, s.catalogKey(e.ID), value, version, next)
+		return s.sys.putIf(tx, new(scratch), s.catalogKey(e.ID), value, version, next)
 	})
 	return next, err
 }
@@ -149,7 +149,7 @@ func (s *Store) entries(ctx context.Context, each func(entry, uint64) error) err
 			return err
 		}
 		for _, kv := range page {
-			version, value, err := s.sys.seal.open(kv.Key, kv.Value)
+			version, value, err := s.sys.seal.open(new(scratch), kv.Key, kv.Value)
 			if err != nil {
 				return fmt.Errorf("catalogue: %w", err)
 			}
@@ -183,7 +183,7 @@ func (s *Store) stateKey(name string) []byte {
 
 func (s *Store) loadState(ctx context.Context, name string) (value []byte, err error) {
 	err = s.sys.db.View(ctx, func(tx engine.Tx) error {
-		_, value, err = s.sys.get(tx, s.stateKey(name))
+		_, value, err = s.sys.get(tx, new(scratch), s.stateKey(name))
 		if errors.Is(err, ErrNotFound) {
 			return nil
 		}
@@ -194,7 +194,7 @@ func (s *Store) loadState(ctx context.Context, name string) (value []byte, err e
 
 func (s *Store) saveAssignments(ctx context.Context, signed []byte) error {
 	return s.sys.db.Update(ctx, func(tx engine.Tx) error {
-		return s.sys.put(tx, s.stateKey(assignmentsKey), signed, s.version())
+		return s.sys.put(tx, new(scratch), s.stateKey(assignmentsKey), signed, s.version())
 	})
 }
 
@@ -205,7 +205,7 @@ func (s *Store) sameAssignments(ctx context.Context, signed []byte) bool {
 
 // get, put and putIf work on sealed records.
 
-func (in *instance) get(tx engine.Tx, ek []byte) (version uint64, value []byte, err error) {
+func (in *instance) get(tx engine.Tx, sc *scratch, ek []byte) (version uint64, value []byte, err error) {
 	sealed, err := tx.Get(ek)
 	if err != nil {
 		return 0, nil, err
@@ -213,27 +213,27 @@ func (in *instance) get(tx engine.Tx, ek []byte) (version uint64, value []byte, 
 	if sealed == nil {
 		return 0, nil, ErrNotFound
 	}
-	return in.seal.open(ek, sealed)
+	return in.seal.open(sc, ek, sealed)
 }
 
-func (in *instance) put(tx engine.Tx, ek, value []byte, version uint64) error {
-	return tx.Put(ek, in.seal.seal(ek, version, value))
+func (in *instance) put(tx engine.Tx, sc *scratch, ek, value []byte, version uint64) error {
+	return tx.Put(ek, in.seal.seal(sc, ek, version, value))
 }
 
-func (in *instance) putIf(tx engine.Tx, ek, value []byte, want, version uint64) error {
+func (in *instance) putIf(tx engine.Tx, sc *scratch, ek, value []byte, want, version uint64) error {
 	if want == 0 {
-		fresh, err := tx.Insert(ek, in.seal.seal(ek, version, value))
+		fresh, err := tx.Insert(ek, in.seal.seal(sc, ek, version, value))
 		if err == nil && !fresh {
 			err = fmt.Errorf("%w: the record exists", ErrConflict)
 		}
 		return err
 	}
-	have, _, err := in.get(tx, ek)
+	have, _, err := in.get(tx, sc, ek)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
 	if have != want {
 		return fmt.Errorf("%w: version is %d, expected %d", ErrConflict, have, want)
 	}
-	return in.put(tx, ek, value, version)
+	return in.put(tx, sc, ek, value, version)
 }

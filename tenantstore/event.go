@@ -86,13 +86,13 @@ type auditor struct {
 
 	mu      sync.Mutex
 	n       map[string]int64 // leaves by pseudonym; also guards the order of appends
-	pending map[accessKey]access
+	pending map[accessKey]*access
 	timer   *time.Timer
 	failed  error // accesses could not be written
 }
 
 func openAuditor(dir string, store UID, system trail, signer note.Signer, verifier note.Verifier, pseudonym []byte, now func() time.Time, lg *slog.Logger) (*auditor, error) {
-	a := &auditor{store: store, pseud: pseudonym, now: now, slog: lg, n: map[string]int64{}, pending: map[accessKey]access{}}
+	a := &auditor{store: store, pseud: pseudonym, now: now, slog: lg, n: map[string]int64{}, pending: map[accessKey]*access{}}
 	log, err := auditlog.Open(dir, signer, verifier, func(e auditlog.Entry) error {
 		var l auditLeaf
 		if err := strictJSON(e.Leaf, &l); err != nil {
@@ -217,15 +217,17 @@ func (a *auditor) count(t trail, p Principal, id ID, action, collection string) 
 	if a.failed != nil {
 		return a.failed
 	}
-	acc, ok := a.pending[k]
-	if !ok && len(a.pending) >= maxAccess {
+	if acc, ok := a.pending[k]; ok {
+		acc.trail = t
+		acc.count++
+		return nil
+	}
+	if len(a.pending) >= maxAccess {
 		if err := a.flushLocked(); err != nil {
 			return err
 		}
 	}
-	acc.trail = t
-	acc.count++
-	a.pending[k] = acc
+	a.pending[k] = &access{trail: t, count: 1}
 	a.arm()
 	return nil
 }

@@ -69,7 +69,7 @@ func (s *Store) makeInstance(ctx context.Context, eng engine.Engine, ref engine.
 		return err
 	}
 	ek := append(z.space(kindMeta), canaryName...)
-	err = db.Update(ctx, func(tx engine.Tx) error { return tx.Put(ek, z.seal(ek, 1, []byte(ref.String()))) })
+	err = db.Update(ctx, func(tx engine.Tx) error { return tx.Put(ek, z.seal(new(scratch), ek, 1, []byte(ref.String()))) })
 	return errors.Join(err, db.Close())
 }
 
@@ -100,7 +100,7 @@ func (s *Store) openInstance(ctx context.Context, e entry, sec secret) (*instanc
 		return nil, err
 	}
 	err = in.db.View(ctx, func(tx engine.Tx) error {
-		_, canary, err := in.get(tx, append(in.seal.space(kindMeta), canaryName...))
+		_, canary, err := in.get(tx, new(scratch), append(in.seal.space(kindMeta), canaryName...))
 		if err == nil && subtle.ConstantTimeCompare(canary, []byte(e.ref().String())) != 1 || errors.Is(err, ErrNotFound) {
 			err = fmt.Errorf("%w: the instance's canary is wrong", ErrTampered)
 		}

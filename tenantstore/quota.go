@@ -67,6 +67,9 @@ func newLimiter(q Quota) *limiter {
 // op spends n operations.
 func (l *limiter) op(n int) error {
 	now := time.Now()
+	if l.rate.AllowN(now, n) {
+		return nil
+	}
 	r := l.rate.ReserveN(now, n)
 	if !r.OK() {
 		return &QuotaError{What: "operations", Limit: int64(l.q.OpsPerSec)}

@@ -165,11 +165,11 @@ func copyInstance(ctx context.Context, src, dst *instance) error {
 		if kv.Key[0] == kindMeta {
 			return nil
 		}
-		version, value, err := src.seal.open(kv.Key, kv.Value)
+		version, value, err := src.seal.open(new(scratch), kv.Key, kv.Value)
 		if err != nil {
 			return err
 		}
-		page = append(page, engine.KV{Key: kv.Key, Value: dst.seal.seal(kv.Key, version, value)})
+		page = append(page, engine.KV{Key: kv.Key, Value: dst.seal.seal(new(scratch), kv.Key, version, value)})
 		if size += len(value); len(page) < restorePage && size < restorePageSize {
 			return nil
 		}

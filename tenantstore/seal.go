@@ -70,7 +70,7 @@ const (
 // naming key, and the record's key. The engine key is in the associated data,
 // so a record opens only in its store, tenant, generation, collection and key.
 type sealer struct {
-	records cipher.AEAD
+	records *subkeys
 	audit   cipher.AEAD
 	names   []byte
 	prefix  []byte // of the associated data
@@ -97,7 +97,7 @@ func newSealer(s secret, store UID, ref engine.Ref) (*sealer, error) {
 	if z.names, err = subkey(s.lasting(), "names", UID{}, lasting); err != nil {
 		return nil, err
 	}
-	if z.records, err = xaes.New(rk); err != nil {
+	if z.records, err = newSubkeys(rk); err != nil {
 		return nil, err
 	}
 	if z.audit, err = xaes.New(ak); err != nil {
@@ -136,30 +136,53 @@ func (z *sealer) space(kind byte, names ...string) []byte {
 	return m.Sum([]byte{kind})[:spaceSize:spaceSize]
 }
 
-func (z *sealer) aad(ek []byte) []byte {
-	return append(z.prefix[:len(z.prefix):len(z.prefix)], ek...)
+// scratch is memory that seal and open use again. The zero value is ready; it
+// is for one goroutine, and what seal returned is gone with the next use.
+type scratch struct {
+	key, sealed []byte
+	room        [224]byte // for most keys and associated data
 }
 
+func (z *sealer) aad(sc *scratch, ek []byte) []byte {
+	return append(append(sc.room[:0:128], z.prefix...), ek...)
+}
+
+// engineKey makes a record's engine key of a space and a key.
+func (sc *scratch) engineKey(space, key []byte) []byte {
+	if sc.key == nil {
+		sc.key = sc.room[128:128]
+	}
+	sc.key = append(append(sc.key[:0], space...), key...)
+	return sc.key
+}
+
+// maxScratch is the size of a sealed value that scratch keeps.
+const maxScratch = 64 << 10
+
 // seal returns suite, nonce and the sealed version and value.
-func (z *sealer) seal(ek []byte, version uint64, value []byte) []byte {
-	buf := make([]byte, 1+xaes.NonceSize+8+len(value), sealedOver+len(value))
+func (z *sealer) seal(sc *scratch, ek []byte, version uint64, value []byte) []byte {
+	n := sealedOver + len(value)
+	buf := sc.sealed
+	if cap(buf) < n {
+		if buf = make([]byte, n); n <= maxScratch {
+			sc.sealed = buf
+		}
+	}
+	buf = buf[:n]
 	buf[0] = suiteXAES
-	nonce := buf[1 : 1+xaes.NonceSize]
-	_, _ = rand.Read(nonce)
-	plain := buf[1+xaes.NonceSize:]
+	plain := buf[1+xaes.NonceSize : n-xaes.Overhead]
 	binary.BigEndian.PutUint64(plain, version)
 	copy(plain[8:], value)
-	z.records.Seal(plain[:0], nonce, plain, z.aad(ek))
-	return buf[:cap(buf)]
+	z.records.seal(buf[1:1+xaes.NonceSize], plain, z.aad(sc, ek))
+	return buf
 }
 
 // open is the inverse of seal; it overwrites sealed.
-func (z *sealer) open(ek, sealed []byte) (version uint64, value []byte, err error) {
+func (z *sealer) open(sc *scratch, ek, sealed []byte) (version uint64, value []byte, err error) {
 	if len(sealed) < sealedOver || sealed[0] != suiteXAES {
 		return 0, nil, fmt.Errorf("%w: record of %d bytes has no known form", ErrTampered, len(sealed))
 	}
-	body := sealed[1+xaes.NonceSize:]
-	plain, err := z.records.Open(body[:0], sealed[1:1+xaes.NonceSize], body, z.aad(ek))
+	plain, err := z.records.open(sealed[1:1+xaes.NonceSize], sealed[1+xaes.NonceSize:], z.aad(sc, ek))
 	if err != nil {
 		return 0, nil, fmt.Errorf("%w: record does not authenticate", ErrTampered)
 	}

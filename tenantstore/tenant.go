@@ -211,13 +211,13 @@ func (t *Tenant) pages(ctx context.Context, action, collection string, bounds fu
 				from = append(last, 0)
 			}
 			return in.db.View(ctx, func(tx engine.Tx) error {
-				n := 0
+				n, sc := 0, new(scratch)
 				page = page[:0]
 				for kv, err := range tx.Scan(from, to, reverse, pageRecords) {
 					if err != nil {
 						return err
 					}
-					version, value, err := in.seal.open(kv.Key, kv.Value)
+					version, value, err := in.seal.open(sc, kv.Key, kv.Value)
 					if err != nil {
 						return err
 					}

@@ -45,6 +45,7 @@ type Tx struct {
 	roles []Role
 	full  error // why nothing may be added; deleting is free
 	ops   int
+	sc    scratch
 }
 
 func (x *Tx) can(roles ...Role) error {
@@ -70,7 +71,7 @@ func (x *Tx) recordKey(collection string, key []byte) ([]byte, error) {
 	if len(key) == 0 || len(key) > maxRecordKey {
 		return nil, fmt.Errorf("%w: key of %d bytes, want 1 to %d", ErrInvalid, len(key), maxRecordKey)
 	}
-	return append(x.in.seal.collection(collection), key...), x.spend()
+	return x.sc.engineKey(x.in.seal.collection(collection), key), x.spend()
 }
 
 func (x *Tx) value(value []byte) error {
@@ -89,7 +90,7 @@ func (x *Tx) Get(collection string, key []byte) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	v, value, err := x.in.get(x.tx, ek)
+	v, value, err := x.in.get(x.tx, &x.sc, ek)
 	if err != nil {
 		return Record{}, err
 	}
@@ -109,7 +110,7 @@ func (x *Tx) Put(collection string, key, value []byte) (uint64, error) {
 		return 0, err
 	}
 	v := x.s.version()
-	return v, x.in.put(x.tx, ek, value, v)
+	return v, x.in.put(x.tx, &x.sc, ek, value, v)
 }
 
 // PutIf sets a record only when its version is want (0: when there is none),
@@ -130,7 +131,7 @@ func (x *Tx) PutIf(collection string, key, value []byte, want uint64) (uint64, e
 		return 0, err
 	}
 	v := x.s.version()
-	return v, x.in.putIf(x.tx, ek, value, want, v)
+	return v, x.in.putIf(x.tx, &x.sc, ek, value, want, v)
 }
 
 // Delete removes a record. It is no error when there is none.
@@ -169,7 +170,7 @@ func (x *Tx) Scan(collection string, r Range) iter.Seq2[Record, error] {
 				yield(Record{}, err)
 				return
 			}
-			v, value, err := x.in.seal.open(kv.Key, kv.Value)
+			v, value, err := x.in.seal.open(&x.sc, kv.Key, kv.Value)
 			if !yield(Record{Key: kv.Key[spaceSize:], Value: value, Version: v}, err) || err != nil {
 				return
 			}
@@ -208,7 +209,7 @@ func (x *Tx) Append(collection, series string, at time.Time, value []byte) error
 		return err
 	}
 	ek := pointKey(space, at, 0)
-	fresh, err := x.tx.Insert(ek, x.in.seal.seal(ek, x.s.version(), value))
+	fresh, err := x.tx.Insert(ek, x.in.seal.seal(&x.sc, ek, x.s.version(), value))
 	if err != nil || fresh {
 		return err
 	}
@@ -218,7 +219,7 @@ func (x *Tx) Append(collection, series string, at time.Time, value []byte) error
 		}
 		ek = pointKey(space, at, binary.BigEndian.Uint32(kv.Key[spaceSize+8:])+1)
 	}
-	fresh, err = x.tx.Insert(ek, x.in.seal.seal(ek, x.s.version(), value))
+	fresh, err = x.tx.Insert(ek, x.in.seal.seal(&x.sc, ek, x.s.version(), value))
 	if err == nil && !fresh {
 		err = fmt.Errorf("%w: too many points of one time", ErrInvalid)
 	}
@@ -263,7 +264,7 @@ func (x *Tx) Once(id string) error {
 	h := sha256.Sum256([]byte(id))
 	ek := append(x.in.seal.space(kindOnce), h[:16]...)
 	now := time.Now()
-	fresh, err := x.tx.Insert(ek, x.in.seal.seal(ek, x.s.version(), nil))
+	fresh, err := x.tx.Insert(ek, x.in.seal.seal(&x.sc, ek, x.s.version(), nil))
 	if err != nil {
 		return err
 	}
@@ -281,7 +282,7 @@ const onceFor = 30 * 24 * time.Hour
 func (x *Tx) pruneOnce(now time.Time, id []byte) error {
 	byTime := x.in.seal.space(kindOnceAt)
 	ek := append(pointKey(byTime, now, 0), id...)
-	if err := x.in.put(x.tx, ek, nil, x.s.version()); err != nil {
+	if err := x.in.put(x.tx, &x.sc, ek, nil, x.s.version()); err != nil {
 		return err
 	}
 	var old [][]byte

@@ -25,7 +25,7 @@ func (t *Tenant) Verify(ctx context.Context) (Usage, error) {
 			return err
 		}
 		return in.pages(ctx, func(kv engine.KV) error {
-			_, _, err := in.seal.open(kv.Key, kv.Value)
+			_, _, err := in.seal.open(new(scratch), kv.Key, kv.Value)
 			if err == nil && kv.Key[0] != kindMeta && kv.Key[0] != kindOnceAt {
 				u.Records++
 			}

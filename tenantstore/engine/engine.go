@@ -109,7 +109,8 @@ type DB interface {
 // KV is one pair.
 type KV struct{ Key, Value []byte }
 
-// Tx is a transaction, for one goroutine. What it returns belongs to the caller.
+// Tx is a transaction, for one goroutine. What it returns belongs to the caller;
+// of what it is given it keeps nothing.
 type Tx interface {
 	// Get returns a value, or nil when there is none.
 	Get(key []byte) ([]byte, error)

@@ -23,10 +23,17 @@ type db struct {
 	wait group.Queue
 
 	// Owned by who holds lock.
-	get, put, insert, del, fwd, back             *sqlite3.Stmt
-	begin, commit, rollback, save, undo, release *sqlite3.Stmt
-	broken                                       error
+	get, put, insert, del, fwd, back                   *sqlite3.Stmt
+	read, begin, commit, rollback, save, undo, release *sqlite3.Stmt
+	broken                                             error
+	reads                                              int // since the last commit or checkpoint
+	logged                                             bool
 }
+
+// quietReads is after how many reads in a row the log is copied into the data
+// file: a page costs twice as much to read out of the log, where it lies across
+// two blocks of the cipher.
+const quietReads = 2000
 
 func (d *db) prepare() error {
 	for _, s := range []struct {
@@ -39,7 +46,7 @@ func (d *db) prepare() error {
 		{&d.del, "DELETE FROM r WHERE k=?"},
 		{&d.fwd, "SELECT k,v FROM r WHERE k>=?1 AND (?2 IS NULL OR k<?2) ORDER BY k LIMIT ?3"},
 		{&d.back, "SELECT k,v FROM r WHERE k>=?1 AND (?2 IS NULL OR k<?2) ORDER BY k DESC LIMIT ?3"},
-		{&d.begin, "BEGIN IMMEDIATE"}, {&d.commit, "COMMIT"}, {&d.rollback, "ROLLBACK"},
+		{&d.read, "BEGIN"}, {&d.begin, "BEGIN IMMEDIATE"}, {&d.commit, "COMMIT"}, {&d.rollback, "ROLLBACK"},
 		{&d.save, "SAVEPOINT s"}, {&d.undo, "ROLLBACK TO s"}, {&d.release, "RELEASE s"},
 	} {
 		st, _, err := d.c.PrepareFlags(s.sql, sqlite3.PREPARE_PERSISTENT)
@@ -77,6 +84,10 @@ func (d *db) runGroup(jobs []*group.Job) (err error) {
 	if d.broken != nil {
 		return d.broken
 	}
+	if err := d.endRead(); err != nil {
+		return err
+	}
+	d.logged, d.reads = true, 0
 	if err = d.begin.Exec(); err == nil {
 		for _, j := range jobs {
 			if err = d.runJob(j, len(jobs) > 1); err != nil {
@@ -138,11 +149,49 @@ func (d *db) View(ctx context.Context, f func(engine.Tx) error) error {
 		return err
 	}
 	defer d.free()
+	if err := d.startRead(); err != nil {
+		return err
+	}
 	d.c.SetInterrupt(ctx)
-	defer d.c.SetInterrupt(context.Background())
 	tx := &tx{d: d}
-	defer func() { tx.d = nil }()
-	return f(tx) // the connection is ours alone: nothing changes meanwhile
+	defer func() {
+		tx.d = nil
+		d.c.SetInterrupt(context.Background())
+	}()
+	return f(tx)
+}
+
+// startRead begins a read transaction, which stays open from View to View until
+// somebody writes: the connection has the file to itself, so it keeps nobody
+// from anything and sees nothing old.
+func (d *db) startRead() error {
+	if d.reads++; d.logged && d.reads > quietReads {
+		if err := d.endRead(); err != nil {
+			return err
+		}
+		// A checkpoint that fails loses nothing: the log stays, and the next
+		// commit or quiet time tries again.
+		_, _, _ = d.c.WALCheckpoint("main", sqlite3.CHECKPOINT_PASSIVE)
+		d.logged = false
+	}
+	if !d.c.GetAutocommit() {
+		return nil
+	}
+	return classify(d.name, d.read.Exec())
+}
+
+// endRead ends the read transaction, if there is one.
+func (d *db) endRead() error {
+	if d.c.GetAutocommit() {
+		return nil
+	}
+	err := classify(d.name, d.commit.Exec())
+	if err != nil && !d.c.GetAutocommit() {
+		if rerr := d.rollback.Exec(); rerr != nil {
+			d.broken = fmt.Errorf("%w (rolling back: %w)", err, rerr)
+		}
+	}
+	return err
 }
 
 // Size implements engine.DB.
@@ -216,6 +265,9 @@ func (d *db) Close() error {
 	if d.broken == errClosed {
 		return nil
 	}
+	if d.broken == nil && d.commit != nil {
+		_ = d.endRead() // closing rolls back what is left
+	}
 	d.broken = errClosed
 	for _, st := range slices.Collect(d.c.Stmts()) { // closing changes the list
 		_ = st.Close()
@@ -254,36 +306,46 @@ func (t *tx) Get(key []byte) ([]byte, error) {
 	return v, classify(t.d.name, errors.Join(err, st.Reset()))
 }
 
-func (t *tx) exec(st func(*db) *sqlite3.Stmt, key, value []byte) (bool, error) {
-	if err := t.ready(true); err != nil {
-		return false, err
-	}
-	s := st(t.d)
+// exec runs a statement with a key and, unless it is nil, a value.
+func (t *tx) exec(s *sqlite3.Stmt, key, value []byte) error {
 	if err := s.BindBlob(1, key); err != nil {
-		return false, err
+		return err
 	}
-	if s.BindCount() > 1 {
+	if value != nil {
 		if err := s.BindBlob(2, value); err != nil {
-			return false, err
+			return err
 		}
 	}
-	if err := s.Exec(); err != nil {
-		return false, classify(t.d.name, err)
-	}
-	return t.d.c.Changes() > 0, nil
+	return classify(t.d.name, s.Exec())
 }
 
 func (t *tx) Put(key, value []byte) error {
-	_, err := t.exec(func(d *db) *sqlite3.Stmt { return d.put }, key, value)
-	return err
+	if err := t.ready(true); err != nil {
+		return err
+	}
+	if value == nil {
+		value = []byte{}
+	}
+	return t.exec(t.d.put, key, value)
 }
 
 func (t *tx) Insert(key, value []byte) (bool, error) {
-	return t.exec(func(d *db) *sqlite3.Stmt { return d.insert }, key, value)
+	if err := t.ready(true); err != nil {
+		return false, err
+	}
+	if value == nil {
+		value = []byte{}
+	}
+	err := t.exec(t.d.insert, key, value)
+	return err == nil && t.d.c.Changes() > 0, err
 }
 
 func (t *tx) Delete(key []byte) (bool, error) {
-	return t.exec(func(d *db) *sqlite3.Stmt { return d.del }, key, nil)
+	if err := t.ready(true); err != nil {
+		return false, err
+	}
+	err := t.exec(t.d.del, key, nil)
+	return err == nil && t.d.c.Changes() > 0, err
 }
 
 func (t *tx) Scan(from, to []byte, reverse bool, limit int) iter.Seq2[engine.KV, error] {

@@ -26,7 +26,7 @@ type keyring struct {
 
 func newKeyring() *keyring {
 	k := &keyring{name: "trusttree-" + rand.Text(), keys: map[string][]byte{}}
-	vfs.Register(k.name, adiantum.Wrap(vfs.Find(""), k))
+	vfs.Register(k.name, &walVFS{VFS: adiantum.Wrap(vfs.Find(""), k)})
 	return k
 }
 

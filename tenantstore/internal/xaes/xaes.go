@@ -23,7 +23,7 @@ type xaes struct {
 }
 
 // New returns XAES-256-GCM under a 32-byte key. It is safe for concurrent use.
-func New(key []byte) (cipher.AEAD, error) {
+func New(key []byte) (Deriver, error) {
 	if len(key) != KeySize {
 		return nil, errors.New("xaes: key is not 32 bytes")
 	}
@@ -43,6 +43,25 @@ func New(key []byte) (cipher.AEAD, error) {
 
 func (*xaes) NonceSize() int { return NonceSize }
 func (*xaes) Overhead() int  { return Overhead }
+
+// Deriver is an AEAD of New, of which the derived key of a nonce's first half
+// can be had.
+type Deriver interface {
+	cipher.AEAD
+	// Derive returns AES-256-GCM under the key that belongs to the first 12 bytes
+	// of a nonce; its own nonces are the last 12.
+	Derive(half []byte) (cipher.AEAD, error)
+}
+
+// HalfSize is that of half a nonce.
+const HalfSize = NonceSize / 2
+
+func (x *xaes) Derive(half []byte) (cipher.AEAD, error) {
+	if len(half) != HalfSize {
+		return nil, errors.New("xaes: half a nonce is not 12 bytes")
+	}
+	return x.derive(half)
+}
 
 func (x *xaes) derive(nonce []byte) (cipher.AEAD, error) {
 	var k [2 * aes.BlockSize]byte
