@@ -6,15 +6,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/schollz/progressbar/v3"
-	"golang.org/x/term"
 
 	"github.com/trusttree/trusttree/examples/wire"
 	"github.com/trusttree/trusttree/fscrypt"
@@ -33,24 +28,25 @@ func slotFlags(a *app, f *flag.FlagSet) {
 }
 func toFlags(a *app, f *flag.FlagSet) {
 	f.StringVar(&a.to, "to", "", "`directory` that must not exist; required")
+	f.BoolVar(&a.resume, "resume", false, "go on with an interrupted recover to the same directory")
 }
 
 func yesFlags(a *app, f *flag.FlagSet) {
 	f.BoolVar(&a.yes, "yes", false, "there is no way back; required")
 }
 
-func fileFlags(a *app, f *flag.FlagSet) {
-	f.StringVar(&a.name, "name", "", "`name` in the volume; required")
-	f.StringVar(&a.file, "file", "", "`file` outside; empty means standard input or output")
-	f.BoolVar(&a.pad, "pad", false, "hide the file's size")
-}
-
 func create(ctx context.Context, a *app) error {
-	ps, err := a.guard.protectors()
+	if a.label == "" {
+		return wire.Usage("-label is required")
+	}
+	ps, err := a.guard.protectors(a)
 	if err != nil {
 		return err
 	}
-	c := a.config()
+	c, err := a.config()
+	if err != nil {
+		return err
+	}
 	c.Kernel, c.UnsafeNoFreshness = a.kernel, a.unsafeFresh
 	v, err := fscrypt.Create(ctx, a.dir, c, ps...)
 	if err != nil {
@@ -61,96 +57,156 @@ func create(ctx context.Context, a *app) error {
 		fscrypt.Status
 		Latch string `json:"latch"`
 	}{s, hex.EncodeToString(v.Latch())}, describe(s)+"latch      "+hex.EncodeToString(v.Latch())+"\n")
-	return errors.Join(err, v.Lock(ctx))
+	end := v.Lock
+	if a.keep != nil {
+		end = v.Detach
+	}
+	return errors.Join(err, end(context.WithoutCancel(ctx)))
 }
 
 func unlock(ctx context.Context, a *app) error {
-	ps, err := a.guard.protectors()
-	if err != nil {
-		return err
-	}
-	v, err := fscrypt.Open(ctx, a.dir, a.config(), ps...)
+	v, end, err := a.open(ctx, nil)
 	if err != nil {
 		return err
 	}
 	s := v.Status()
-	if err := a.print(s, describe(s)); err != nil {
-		return err
-	}
+	err = a.print(s, describe(s))
 	if s.Kernel != nil {
-		return nil // the kernel keeps the key
+		return errors.Join(err, v.Detach(ctx)) // the kernel keeps the key
 	}
-	return v.Lock(ctx)
+	return errors.Join(err, end())
+}
+
+// tree opens the encrypted directory of a kernel mode volume and reads which
+// key it is under; nil and no error for a portable volume.
+func (a *app) tree() (control *os.File, p kernel.Policy, err error) {
+	h, err := fscrypt.Inspect(a.dir)
+	if err != nil || h.Mode != "kernel" {
+		return nil, p, err
+	}
+	d, err := os.Open(filepath.Join(a.dir, "tree"))
+	if err != nil {
+		return nil, p, err
+	}
+	p, err = kernel.GetPolicy(d)
+	if err = errors.Join(err, d.Close()); err != nil {
+		return nil, p, err
+	}
+	control, err = os.Open(a.dir)
+	return control, p, err
+}
+
+// inUse reports whether the kernel has the key, so that programs may be using
+// the volume.
+func (a *app) inUse() bool {
+	d, p, err := a.tree()
+	if err != nil || d == nil {
+		return false
+	}
+	defer d.Close()
+	state, err := kernel.Status(d, p.Identifier)
+	return err == nil && state == kernel.Present
 }
 
 // lock takes the key of a kernel mode volume away; which one it is the
-// directory's policy says.
+// directory's policy says. What -keep names it erases.
 func lock(ctx context.Context, a *app) error {
-	h, err := fscrypt.Inspect(a.dir)
+	d, p, err := a.tree()
+	if err == nil && d != nil {
+		err = errors.Join(a.lockTree(ctx, d, p.Identifier), d.Close())
+	}
+	if a.keepFile != "" {
+		err = errors.Join(err, eraseKeep(a.keepFile))
+	}
 	if err != nil {
 		return err
 	}
-	if h.Mode != "kernel" {
-		return a.print(map[string]bool{"locked": true}, "a portable volume is locked whenever no program has it open\n")
+	text := "locked\n"
+	if d == nil && a.keepFile == "" {
+		text = "a portable volume is locked whenever no program has it open, unless -keep keeps it open\n"
 	}
-	tree := filepath.Join(a.dir, "tree")
-	d, err := os.Open(tree)
-	if err != nil {
+	return a.print(map[string]bool{"locked": true}, text)
+}
+
+func (a *app) lockTree(ctx context.Context, d *os.File, id kernel.Identifier) error {
+	if err := kernel.Sync(d); err != nil {
 		return err
 	}
-	p, err := kernel.GetPolicy(d)
-	if err = errors.Join(err, kernel.Sync(d), d.Close()); err != nil {
-		return err
-	}
-	if d, err = os.Open(a.dir); err != nil {
-		return err
-	}
-	defer d.Close()
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	for {
-		if _, err := kernel.RemoveKey(d, p.Identifier); err != nil {
+		if _, err := kernel.RemoveKey(d, id); err != nil {
 			return err
 		}
-		state, err := kernel.Status(d, p.Identifier)
-		if err != nil {
+		state, err := kernel.Status(d, id)
+		if err != nil || state == kernel.Absent {
 			return err
-		}
-		if state == kernel.Absent {
-			return a.print(map[string]bool{"locked": true}, "locked\n")
 		}
 		select {
 		case <-ctx.Done():
-			users := kernel.Users(tree, 16)
+			users := kernel.Users(filepath.Join(a.dir, "tree"), 16)
 			return &fscrypt.BusyError{Open: len(users), Paths: users}
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
+// eraseKeep overwrites and removes what -keep names.
+func eraseKeep(name string) error {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	fi, err := f.Stat()
+	if err == nil && (!fi.Mode().IsRegular() || fi.Size() > 4096) {
+		return errors.Join(wire.Usage("%s is not what unlock -keep made", name), f.Close())
+	}
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, fi.Size()), 0)
+	}
+	return errors.Join(err, f.Close(), os.Remove(name))
+}
+
 // lockTimeout is how long lock waits for open files.
 const lockTimeout = 5 * time.Second
 
+// unverified is what a header says that nothing has authenticated.
+type unverified struct {
+	*fscrypt.Unverified
+	Key string `json:"key,omitempty"` // of a kernel mode volume: "present", "absent"
+}
+
 func status(ctx context.Context, a *app) error {
-	if a.guard.tpm == "" && a.guard.passphrase == "" && a.guard.identityFile == "" {
-		h, err := fscrypt.Inspect(a.dir)
-		if err != nil {
-			return err
-		}
-		text := fmt.Sprintf("volume     %s (%.64q, %s); unverified: nothing was opened\n", h.Volume, h.Label, h.Mode)
-		for _, s := range h.Slots {
-			text += fmt.Sprintf("slot       %.64q %.64q\n", s.ID, s.Type)
-		}
-		return a.print(map[string]any{"unverified": h}, text)
+	if a.guard.named() {
+		return a.with(ctx, func(v *fscrypt.Volume) error {
+			s := v.Status()
+			return a.print(s, describe(s))
+		})
 	}
-	return a.with(ctx, func(v *fscrypt.Volume) error {
-		s := v.Status()
-		return a.print(s, describe(s))
-	})
+	h, err := fscrypt.Inspect(a.dir)
+	if err != nil {
+		return err
+	}
+	u := unverified{Unverified: h}
+	text := fmt.Sprintf("volume     %s (%.64q, %s); unverified: nothing was opened\n", h.Volume, h.Label, h.Mode)
+	for _, s := range h.Slots {
+		text += fmt.Sprintf("slot       %.64q %.64q\n", s.ID, s.Type)
+	}
+	if h.Mode == "kernel" {
+		u.Key = "absent"
+		if a.inUse() {
+			u.Key = "present"
+		}
+		text += fmt.Sprintf("directory  %s, key %s\n", filepath.Join(a.dir, "tree"), u.Key)
+	}
+	return a.print(map[string]any{"unverified": u}, text)
 }
 
 func addProtector(ctx context.Context, a *app) error {
-	ps, err := a.renewed.protectors()
+	ps, err := a.renewed.protectors(a)
 	if err != nil {
 		return err
 	}
@@ -171,11 +227,16 @@ func removeProtector(ctx context.Context, a *app) error {
 	if a.slot == "" {
 		return wire.Usage("-slot is required")
 	}
-	return a.with(ctx, func(v *fscrypt.Volume) error { return v.RemoveProtector(ctx, a.slot) })
+	return a.with(ctx, func(v *fscrypt.Volume) error {
+		if err := v.RemoveProtector(ctx, a.slot); err != nil {
+			return err
+		}
+		return a.print(map[string]string{"removed": a.slot}, "removed "+a.slot+"\n")
+	})
 }
 
 func reseal(ctx context.Context, a *app) error {
-	ps, err := a.renewed.protectors()
+	ps, err := a.renewed.protectors(a)
 	if err != nil {
 		return err
 	}
@@ -192,99 +253,33 @@ func reseal(ctx context.Context, a *app) error {
 
 func rotate(ctx context.Context, a *app) error {
 	var renewed []fscrypt.Protector
-	if a.renewed.tpm != "" || a.renewed.passphrase != "" || a.renewed.recipients != "" {
+	if a.renewed.named() {
 		var err error
-		if renewed, err = a.renewed.protectors(); err != nil {
+		if renewed, err = a.renewed.protectors(a); err != nil {
 			return err
 		}
 	}
-	ps, err := a.guard.protectors()
-	if err != nil {
-		return err
-	}
-	c := a.config()
 	bar := a.bar("files", -1)
-	c.Progress = func(done, total int) {
+	v, end, err := a.open(ctx, func(done, total int) {
 		bar.ChangeMax(total)
 		_ = bar.Set(done)
-	}
-	v, err := fscrypt.Open(ctx, a.dir, c, ps...)
+	})
 	if err != nil {
 		return err
 	}
 	err = v.Rotate(ctx, renewed...)
 	s := v.Status()
-	if err = errors.Join(err, bar.Close(), v.Lock(context.WithoutCancel(ctx))); err != nil {
+	if err = errors.Join(err, bar.Close(), end()); err != nil {
 		return err
 	}
 	return a.print(s, describe(s))
-}
-
-// bar shows progress on a terminal and nowhere else.
-func (a *app) bar(what string, total int64) *progressbar.ProgressBar {
-	f, ok := a.err.(*os.File)
-	visible := ok && term.IsTerminal(int(f.Fd())) && !a.json
-	return progressbar.NewOptions64(total, progressbar.OptionSetWriter(a.err), progressbar.OptionSetVisibility(visible), progressbar.OptionSetDescription(what),
-		progressbar.OptionClearOnFinish())
-}
-
-func recoverAll(ctx context.Context, a *app) error {
-	if a.to == "" {
-		return wire.Usage("-to is required")
-	}
-	if err := os.Mkdir(a.to, 0o700); err != nil {
-		return err
-	}
-	out, err := os.OpenRoot(a.to)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	return a.with(ctx, func(v *fscrypt.Volume) error {
-		bar := a.bar("files", int64(v.Status().Files))
-		defer bar.Close()
-		n := 0
-		err := fs.WalkDir(v.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-			switch {
-			case err != nil || ctx.Err() != nil:
-				return errors.Join(err, ctx.Err())
-			case d.IsDir():
-				return out.MkdirAll(name, 0o700)
-			}
-			n++
-			_ = bar.Add(1)
-			return copyOut(v, out, name)
-		})
-		if err != nil {
-			return err
-		}
-		return a.print(map[string]any{"files": n, "to": a.to}, fmt.Sprintf("%d files in %s\n", n, a.to))
-	})
-}
-
-func copyOut(v *fscrypt.Volume, out *os.Root, name string) error {
-	src, err := v.FS().Open(name)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := out.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(dst, src)
-	return errors.Join(err, dst.Close())
 }
 
 func destroy(ctx context.Context, a *app) error {
 	if !a.yes {
 		return wire.Usage("destroy makes the volume unreadable for good: say -yes")
 	}
-	ps, err := a.guard.protectors()
-	if err != nil {
-		return err
-	}
-	v, err := fscrypt.Open(ctx, a.dir, a.config(), ps...)
+	v, _, err := a.open(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -292,85 +287,4 @@ func destroy(ctx context.Context, a *app) error {
 		return err
 	}
 	return a.print(map[string]bool{"destroyed": true}, "destroyed\n")
-}
-
-func put(ctx context.Context, a *app) error {
-	if a.name == "" {
-		return wire.Usage("-name is required")
-	}
-	src, size := a.in, int64(-1)
-	if a.file != "" {
-		f, err := os.Open(a.file)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if fi, err := f.Stat(); err == nil {
-			size = fi.Size()
-		}
-		src = f
-	}
-	return a.with(ctx, func(v *fscrypt.Volume) error {
-		w, err := v.Create(a.name)
-		if err != nil {
-			return err
-		}
-		bar := a.bar(a.name, size)
-		_, err = io.Copy(io.MultiWriter(w, bar), src)
-		if err = errors.Join(err, bar.Close(), ctx.Err()); err != nil {
-			return errors.Join(err, w.Abort())
-		}
-		return w.Close()
-	})
-}
-
-func get(ctx context.Context, a *app) error {
-	if a.name == "" {
-		return wire.Usage("-name is required")
-	}
-	return a.with(ctx, func(v *fscrypt.Volume) error {
-		f, err := v.OpenFile(a.name)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if a.file == "" {
-			_, err = io.Copy(a.out, f)
-			return err
-		}
-		dst, err := os.OpenFile(a.file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(dst, f)
-		return errors.Join(err, dst.Close())
-	})
-}
-
-func ls(ctx context.Context, a *app) error {
-	type file struct {
-		Name string    `json:"name"`
-		Size int64     `json:"size"`
-		Time time.Time `json:"time"`
-	}
-	return a.with(ctx, func(v *fscrypt.Volume) error {
-		files := []file{}
-		var text strings.Builder
-		err := fs.WalkDir(v.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() {
-				return err
-			}
-			fi, err := d.Info()
-			if err != nil {
-				return err
-			}
-			files = append(files, file{name, fi.Size(), fi.ModTime().UTC()})
-			fmt.Fprintf(&text, "%12d  %s  %s\n", fi.Size(), fi.ModTime().UTC().Format(time.RFC3339), name)
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		return a.print(files, text.String())
-	})
 }

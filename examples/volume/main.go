@@ -1,12 +1,20 @@
 // Command volume creates, opens and looks after volumes of package fscrypt.
 //
 //	volume create -dir D -label data -tpm /dev/tpmrm0 -pcrs 7,11 -counter 0x01800112 -recipient age1pq1…
-//	volume put -dir D -name a/b -file F       volume get -dir D -name a/b
-//	volume ls -dir D                          volume status -dir D
-//	volume unlock -dir D                      volume lock -dir D          (kernel mode)
-//	volume add-protector -dir D … -new-…      volume reseal -dir D …
-//	volume rotate -dir D …                    volume destroy -dir D … -yes
+//	volume put -dir D … -name a/b -file F     volume get -dir D … -name a/b
+//	volume ls -dir D …                        volume status -dir D [ … ]
+//	volume unlock -dir D …                    volume lock -dir D
+//	volume add-protector -dir D … -new-…      volume reseal -dir D … -new-…
+//	volume rotate -dir D … [ -new-… ]         volume destroy -dir D … -yes
 //	volume recover -dir D -identity F -to OUT
+//
+// A TPM opens a volume once in each boot. To run several commands, give them
+// all -keep /run/NAME, a file in memory that unlock, or the first command,
+// makes, and that lock erases. In kernel mode, unlock leaves the directory
+// open for every program until lock.
+//
+// put stores a whole directory, too, file by file; interrupted, it goes on
+// with -resume, as recover does.
 //
 // Exit codes: 0 done, 1 failed, 2 usage, 3 refused by policy, 4 unavailable,
 // try later.
@@ -25,6 +33,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/trusttree/trusttree/examples/wire"
 	"github.com/trusttree/trusttree/fscrypt"
@@ -45,6 +55,11 @@ type app struct {
 
 	dir            string
 	guard, renewed guard // what opens the volume, and what new slots are made of
+	keepFile       string
+	latch          string
+	keep           *fscrypt.Keep
+	devices        map[string]transport.TPMCloser
+	resume         bool
 	label          string
 	kernel         bool
 	pad            bool
@@ -63,8 +78,8 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"create", "make a volume", (*app).createFlags, create},
-		{"unlock", "open a volume; in kernel mode it stays open", nil, unlock},
-		{"lock", "take the key of a kernel mode volume away", nil, lock},
+		{"unlock", "open a volume; in kernel mode, or with -keep, it stays open", nil, unlock},
+		{"lock", "close what unlock left open", nil, lock},
 		{"status", "say what is known of a volume; with protectors, verified", nil, status},
 		{"add-protector", "add a slot made of the -new-… flags", newFlags, addProtector},
 		{"remove-protector", "remove the slot -slot", slotFlags, removeProtector},
@@ -72,15 +87,17 @@ func commands() []command {
 		{"rotate", "change the volume key; the -new-… flags make the slots (none: go on with one that was cut off)", newFlags, rotate},
 		{"recover", "copy every file out to -to", toFlags, recoverAll},
 		{"destroy", "make a volume unreadable for good", yesFlags, destroy},
-		{"put", "store -file, or standard input, as -name", fileFlags, put},
-		{"get", "write -name to -file, or standard output", fileFlags, get},
+		{"put", "store -file, or standard input, as -name; a directory below -name", putFlags, put},
+		{"get", "write -name to -file, or standard output", getFlags, get},
 		{"ls", "list the files", nil, ls},
+		{"protect", "note the digests of -name in a kernel mode volume", protectFlags, protect},
+		{"verify", "hold protected files of a kernel mode volume to their digests", nil, verify},
 	}
 }
 
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	a := &app{in: in, out: out, err: errOut}
-	err := a.dispatch(ctx, args)
+	a := &app{in: in, out: out, err: errOut, devices: map[string]transport.TPMCloser{}}
+	err := errors.Join(a.dispatch(ctx, args), a.close())
 	return wire.Report(errOut, "volume", classify(err))
 }
 
@@ -103,6 +120,8 @@ func (a *app) dispatch(ctx context.Context, args []string) error {
 	f.StringVar(&a.dir, "dir", "", "the volume's `directory`; required")
 	f.BoolVar(&a.json, "json", false, "print JSON")
 	f.BoolVar(&a.verbose, "v", false, "log security events to standard error")
+	f.StringVar(&a.keepFile, "keep", "", "`file` on a tmpfs, for example below /run, that keeps the volume open for commands of this boot")
+	f.StringVar(&a.latch, "latch", "", "what create printed as latch, in `hexadecimal`: another volume in its place is refused")
 	a.guard.flags(f, "")
 	if c.flags != nil {
 		c.flags(a, f)
@@ -113,8 +132,19 @@ func (a *app) dispatch(ctx context.Context, args []string) error {
 	if a.dir == "" {
 		return wire.Usage("-dir is required")
 	}
-	err := c.run(ctx, a)
-	return errors.Join(err, a.guard.close(), a.renewed.close())
+	return c.run(ctx, a)
+}
+
+// close gives TPMs and what is kept up.
+func (a *app) close() error {
+	var errs []error
+	for _, d := range a.devices {
+		errs = append(errs, d.Close())
+	}
+	if a.keep != nil {
+		errs = append(errs, a.keep.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // classify gives errors of fscrypt their exit codes and hints.
@@ -127,7 +157,7 @@ func classify(err error) error {
 		{fscrypt.ErrUnavailable, false, ""},
 		{fscrypt.ErrLockout, false, "wait, or open with -identity"},
 		{fscrypt.ErrPolicy, true, "boot an approved image, or open with -identity and reseal"},
-		{fscrypt.ErrLatched, true, "reboot: a volume opens once in each boot"},
+		{fscrypt.ErrLatched, true, "reboot: a volume opens once in each boot (-keep keeps it open)"},
 		{fscrypt.ErrRollback, true, "the disk was put back: open with -identity to look at it"},
 		{fscrypt.ErrTPMChanged, true, "put the disk back into its node, or open with -identity"},
 		{fscrypt.ErrRevoked, true, ""}, {fscrypt.ErrRefused, true, ""}, {fscrypt.ErrTampered, true, ""},
@@ -141,6 +171,9 @@ func classify(err error) error {
 			return wire.Unavailable(err, c.hint)
 		}
 	}
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("interrupted: %w", err)
+	}
 	if busy := (*fscrypt.BusyError)(nil); errors.As(err, &busy) {
 		return wire.Unavailable(err, "close the files and lock again")
 	}
@@ -148,26 +181,54 @@ func classify(err error) error {
 }
 
 // config is what every command opens and creates with.
-func (a *app) config() fscrypt.Config {
+func (a *app) config() (fscrypt.Config, error) {
 	c := fscrypt.Config{Label: a.label, PadSizes: a.pad}
 	if a.verbose {
 		c.Logger = slog.New(slog.NewTextHandler(a.err, nil))
 	}
-	return c
+	var err error
+	if a.latch != "" {
+		if c.Latch, err = parseLatch(a.latch); err != nil {
+			return c, wire.Usage("-latch: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// open opens the volume. The second value ends the command's use of it: it
+// leaves a volume open that was open before, or that -keep keeps open.
+func (a *app) open(ctx context.Context, progress func(done, total int)) (*fscrypt.Volume, func() error, error) {
+	ps, err := a.guard.protectors(a)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := a.config()
+	if err != nil {
+		return nil, nil, err
+	}
+	c.Progress = progress
+	stay := a.keep != nil || a.inUse()
+	v, err := fscrypt.Open(ctx, a.dir, c, ps...)
+	if err != nil {
+		return nil, nil, err
+	}
+	return v, func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lockTimeout)
+		defer cancel()
+		if stay {
+			return v.Detach(ctx)
+		}
+		return v.Lock(ctx)
+	}, nil
 }
 
 // with opens the volume for a command and locks it afterwards.
 func (a *app) with(ctx context.Context, f func(*fscrypt.Volume) error) error {
-	ps, err := a.guard.protectors()
+	v, end, err := a.open(ctx, nil)
 	if err != nil {
 		return err
 	}
-	v, err := fscrypt.Open(ctx, a.dir, a.config(), ps...)
-	if err != nil {
-		return err
-	}
-	err = f(v)
-	return errors.Join(err, v.Lock(context.WithoutCancel(ctx)))
+	return errors.Join(f(v), end())
 }
 
 // print writes a value as JSON, or as the text given.

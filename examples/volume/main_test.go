@@ -73,6 +73,8 @@ func TestVolumeFromCreateToDestroy(t *testing.T) {
 
 func TestExitCodes(t *testing.T) {
 	dir := t.TempDir()
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, make([]byte, 5000), 0o600))
 	for name, c := range map[string]struct {
 		code int
 		args []string
@@ -90,6 +92,25 @@ func TestExitCodes(t *testing.T) {
 		"TPM that is not one":  {4, []string{"ls", "-dir", dir, "-tpm", filepath.Join(dir, "none"), "-pcrs", "7"}},
 		"bad recipient":        {2, []string{"create", "-dir", dir, "-recipient", "age1x", "-label", "x"}},
 		"missing identity":     {1, []string{"ls", "-dir", dir, "-identity", filepath.Join(dir, "none")}},
+		"NV index too large":   {2, []string{"ls", "-dir", dir, "-tpm", "/dev/null", "-pcrs", "7", "-counter", "0x100000000"}},
+		"NV index of a key":    {2, []string{"ls", "-dir", dir, "-tpm", "/dev/null", "-pcrs", "7", "-share", "0x81000001"}},
+		"latch of 3 bytes":     {2, []string{"ls", "-dir", dir, "-tpm", "/dev/null", "-pcrs", "7", "-after", "abcdef"}},
+		"latch not in hex":     {2, []string{"ls", "-dir", dir, "-passphrase-file", file, "-latch", "xyz"}},
+		"name not in hex":      {2, []string{"ls", "-dir", dir, "-tpm", "/dev/null", "-pcrs", "7", "-parent", "xyz"}},
+		"keep on a disk":       {2, []string{"ls", "-dir", dir, "-tpm", "/dev/null", "-pcrs", "7", "-keep", filepath.Join(dir, "keep")}},
+		"missing PIN file":     {1, []string{"ls", "-dir", dir, "-tpm", "/dev/null", "-pcrs", "7", "-pin-file", filepath.Join(dir, "none")}},
+		"PCR 24":               {2, []string{"ls", "-dir", dir, "-tpm", "unix:/nowhere", "-pcrs", "24"}},
+		"no label":             {2, []string{"create", "-dir", dir, "-recipient", hybrid(t)}},
+		"put without a name":   {2, []string{"put", "-dir", dir, "-passphrase-file", file}},
+		"resume of a pipe":     {2, []string{"put", "-dir", dir, "-passphrase-file", file, "-name", "x", "-resume"}},
+		"put of nothing":       {1, []string{"put", "-dir", dir, "-passphrase-file", file, "-name", "x", "-file", filepath.Join(dir, "none")}},
+		"content as JSON":      {2, []string{"get", "-json", "-dir", dir, "-passphrase-file", file, "-name", "x"}},
+		"get without a name":   {2, []string{"get", "-dir", dir, "-passphrase-file", file}},
+		"recover to nowhere":   {2, []string{"recover", "-dir", dir, "-passphrase-file", file}},
+		"remove no slot":       {2, []string{"remove-protector", "-dir", dir, "-passphrase-file", file}},
+		"reseal to nothing":    {2, []string{"reseal", "-dir", dir, "-passphrase-file", file}},
+		"add nothing":          {2, []string{"add-protector", "-dir", dir, "-passphrase-file", file}},
+		"keep that is not one": {2, []string{"lock", "-dir", dir, "-keep", file}},
 		"freshness not waived": {1, []string{"create", "-dir", filepath.Join(dir, "v"), "-label", "x", "-recipient", hybrid(t)}},
 	} {
 		code, _, errs := volume(t, "", c.args...)
