@@ -22,6 +22,12 @@ const (
 // is a component of one variant, the files in NAME.pcrlock.d are a component's
 // variants. They are ordered by name, together with more. Files of other names
 // are not looked at.
+//
+// A running system has not reached all components, so systemd-pcrlock's default
+// location (760- to 940-) applies: a component from 760- on may be absent, and
+// one from 940- on (shutdown) is left out. Components of several directories
+// (/etc/pcrlock.d, /var/lib/pcrlock.d, /usr/lib/pcrlock.d) are joined by passing
+// one result as more of the next call.
 func LoadPCRLock(fsys fs.FS, dir string, more ...Component) ([]Component, error) {
 	comps := slices.Clone(more)
 	add := func(name string, v Variant) {
@@ -71,8 +77,26 @@ func LoadPCRLock(fsys fs.FS, dir string, more ...Component) ([]Component, error)
 			}
 		}
 	}
+	comps = slices.DeleteFunc(comps, func(c Component) bool { return located(c.Name) && c.Name >= lastComponent })
+	for i := range comps {
+		c := &comps[i]
+		if located(c.Name) && c.Name >= firstOptional && !slices.ContainsFunc(c.Variants, func(v Variant) bool { return len(v.Records) == 0 }) {
+			c.Variants = append(slices.Clone(c.Variants), Variant{Name: "absent", Records: []Record{}})
+		}
+	}
 	slices.SortStableFunc(comps, func(a, b Component) int { return strings.Compare(a.Name, b.Name) })
 	return comps, nil
+}
+
+// Names of the components that a running system may have reached.
+const (
+	firstOptional = "760-"
+	lastComponent = "940-"
+)
+
+// located reports whether a component's name starts with a position ("750-…").
+func located(name string) bool {
+	return len(name) > 3 && name[3] == '-' && strings.Trim(name[:3], "0123456789") == ""
 }
 
 func loadVariant(fsys fs.FS, file string) (v Variant, err error) {

@@ -139,3 +139,72 @@ func TestManyReadingsAreBounded(t *testing.T) {
 	assert.Equal(t, secureboot.Contraindicated, r.Status)
 	assert.Contains(t, codes(r), secureboot.CodePolicyReference)
 }
+
+// systemdDir is the directory of components that systemd-pcrlock brings, by the
+// strings that they are the digests of, each in four banks.
+func systemdDir(t *testing.T) fstest.MapFS {
+	t.Helper()
+	dir := fstest.MapFS{}
+	component := func(name string, records ...[2]any) {
+		v := struct {
+			Records []map[string]any `json:"records"`
+		}{[]map[string]any{}}
+		for _, r := range records {
+			var ds []map[string]string
+			for _, h := range []crypto.Hash{crypto.SHA512, crypto.SHA384, crypto.SHA256, crypto.SHA1} {
+				w := h.New()
+				w.Write([]byte(r[1].(string)))
+				ds = append(ds, map[string]string{"hashAlg": eventlog.HashName(h), "digest": fmt.Sprintf("%x", w.Sum(nil))})
+			}
+			v.Records = append(v.Records, map[string]any{"pcr": r[0], "digests": ds})
+		}
+		b, err := json.Marshal(v)
+		require.NoError(t, err)
+		dir["pcrlock.d/"+name+".pcrlock"] = &fstest.MapFile{Data: append(b, '\n')}
+	}
+	var zero, ones [][2]any
+	for pcr := range 7 {
+		zero, ones = append(zero, [2]any{pcr, "\x00\x00\x00\x00"}), append(ones, [2]any{pcr, "\xff\xff\xff\xff"})
+	}
+	component("350-action-efi-application", [2]any{4, "Calling EFI Application from Boot Option"})
+	component("400-secureboot-separator.pcrlock.d/300-0x00000000", [2]any{7, "\x00\x00\x00\x00"})
+	component("400-secureboot-separator.pcrlock.d/600-0xffffffff", [2]any{7, "\xff\xff\xff\xff"})
+	component("500-separator.pcrlock.d/300-0x00000000", zero...)
+	component("500-separator.pcrlock.d/600-0xffffffff", ones...)
+	component("700-action-efi-exit-boot-services.pcrlock.d/300-present", [2]any{5, "Exit Boot Services Invocation"}, [2]any{5, "Exit Boot Services Returned with Success"})
+	component("700-action-efi-exit-boot-services.pcrlock.d/600-absent")
+	component("750-enter-initrd", [2]any{11, "enter-initrd"})
+	component("800-leave-initrd", [2]any{11, "leave-initrd"})
+	component("850-sysinit", [2]any{11, "sysinit"})
+	component("900-ready", [2]any{11, "ready"})
+	component("950-shutdown", [2]any{11, "shutdown"})
+	component("990-final", [2]any{11, "final"})
+	return dir
+}
+
+// TestSystemdsOwnComponentsWorkUnchanged: systemd's directory and a vendor's
+// judge a boot in each phase that a running system is in.
+func TestSystemdsOwnComponentsWorkUnchanged(t *testing.T) {
+	vendor, err := secureboot.LoadPCRLock(vendorDir(t), "lib")
+	require.NoError(t, err)
+	comps, err := secureboot.LoadPCRLock(systemdDir(t), "pcrlock.d", vendor...)
+	require.NoError(t, err)
+	p := &secureboot.Policy{Name: "pcrlock", Serial: 1, NotAfter: nextYear, Bank: crypto.SHA256, Components: comps,
+		Require: []int{0, 2, 3, 4, 6, 9, 10, 11}, Replay: []int{1, 5, 7}, Ignore: []int{15, 16, 23}, IMA: &secureboot.IMAPolicy{IgnoreFileNames: true}}
+	after := func(phases ...string) secureboot.Status {
+		r := p.Appraise(forge(t, "uki-sb-on", func(events []logtest.Event) []logtest.Event {
+			for _, s := range phases {
+				events = append(events, logtest.Measured(11, eventlog.EvIPL, []byte(s), banks...))
+			}
+			return events
+		}, true), now)
+		return r.Status
+	}
+	all := []string{"enter-initrd", "leave-initrd", "sysinit", "ready"}
+	for n := 1; n <= len(all); n++ {
+		assert.Equal(t, secureboot.Affirming, after(all[:n]...), "%v", all[:n])
+	}
+	for _, bad := range [][]string{{}, {"leave-initrd"}, {"enter-initrd", "enter-initrd"}, {"enter-initrd", "ready", "sysinit"}, {"enter-initrd", "evil"}, append(all, "shutdown")} {
+		assert.Equal(t, secureboot.Contraindicated, after(bad...), "%v", bad)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/pem"
 	"math/big"
 	"testing"
 	"time"
@@ -89,7 +90,9 @@ func TestRealMachine(t *testing.T) {
 		require.NoError(t, err)
 		return b
 	}
-	v1, v2 := image(testvm.Image{}), image(testvm.Image{Cmdline: "node.release=2"})
+	vendor, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	v1, v2 := image(testvm.Image{}), image(withSignedPCR11(t, image, testvm.Image{Cmdline: "node.release=2"}, vendor))
 
 	// The vendor predicts release 2 from its files, and signs its PCR values.
 	u2, err := predict.MeasureUKI(bytes.NewReader(v2), int64(len(v2)), crypto.SHA256)
@@ -100,8 +103,6 @@ func TestRealMachine(t *testing.T) {
 	predicted, err := predict.Values(crypto.SHA256, []secureboot.Component{{Name: "keys", Variants: []secureboot.Variant{keys}}, {Name: "system", Variants: []secureboot.Variant{release2}}})
 	require.NoError(t, err)
 	require.Len(t, predicted, 1)
-	vendor, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
 	signed, err := bootpolicy.SignPCRs(vendor, crypto.SHA256, map[int][]byte{4: predicted[0][4], 7: predicted[0][7], 11: predicted[0][11]})
 	require.NoError(t, err)
 	sealer, err := bootpolicy.Signed(vendor.Public(), nil)
@@ -145,6 +146,24 @@ func TestRealMachine(t *testing.T) {
 	off := policy.Appraise(fresh(t, r3), now)
 	assert.Equal(t, secureboot.Contraindicated, off.Status)
 	assert.Contains(t, codes(off), secureboot.CodeSBDisabled)
+}
+
+// withSignedPCR11 puts the key and its signature over the image's own PCR 11 into
+// the image, as a vendor who uses systemd-cryptenroll would: they reach user
+// space in the initrd, and so change PCR 9.
+func withSignedPCR11(t *testing.T, image func(testvm.Image) []byte, im testvm.Image, key crypto.Signer) testvm.Image {
+	t.Helper()
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	require.NoError(t, err)
+	im.PCRKey = pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})
+	uki := image(im)
+	u, err := predict.MeasureUKI(bytes.NewReader(uki), int64(len(uki)), crypto.SHA256)
+	require.NoError(t, err)
+	values, err := predict.Values(crypto.SHA256, []secureboot.Component{{Name: "system", Variants: []secureboot.Variant{u.Variant("", predict.Boot{})}}})
+	require.NoError(t, err)
+	im.PCRSig, err = bootpolicy.SignPCRs(key, crypto.SHA256, map[int][]byte{11: values[0][11]})
+	require.NoError(t, err)
+	return im
 }
 
 func enrolled(t *testing.T, vm *testvm.VM) predict.Keys {

@@ -90,7 +90,24 @@ func writeJSON(v any, out string, stdout io.Writer) error {
 		_, err = stdout.Write(b)
 		return err
 	}
-	return os.WriteFile(out, b, 0o644)
+	return replaceFile(out, b)
+}
+
+// replaceFile writes a file whole or not at all.
+func replaceFile(name string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
 }
 
 // predictCmd prints what an image and keys will measure; with -policy, it adds
@@ -103,6 +120,7 @@ func predictCmd(args []string, stdout, stderr io.Writer) error {
 	owner := fs.String("owner", "77fa9abd-0359-4d32-bd60-28f4e78f784b", "owner GUID of the enrolled keys")
 	pk, kek, db := fs.String("pk", "", "platform key's certificate (DER or PEM)"), fs.String("kek", "", "key exchange key's certificate"), fs.String("db", "", "certificate in db that signed the image")
 	dbx := fs.String("dbx", "", "content of dbx (EFI signature lists)")
+	profile := fs.Int("profile", 0, "profile of a multi-profile image")
 	loaded := fs.Bool("kernel-loaded", false, "the stub starts the kernel through the firmware")
 	policyFile := fs.String("policy", "", "policy to which the image is added")
 	out := fs.String("out", "", "file to write to (default: standard output)")
@@ -122,7 +140,7 @@ func predictCmd(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	u, err := predict.MeasureUKI(f, fi.Size(), bank)
+	u, err := predict.MeasureProfile(f, fi.Size(), bank, *profile)
 	if err != nil {
 		return fmt.Errorf("%s: %w", *uki, err)
 	}

@@ -9,7 +9,9 @@
 //
 // Without a policy, or without a quote that verifies, the verdict is warning at
 // best. Exit status: 0 affirming, 1 warning, 2 contraindicated or evidence
-// broken, 3 unusable input. learn and predict exit with 0, or 3.
+// broken (a log or quote that can be read but is empty, cut off or changed), 3
+// unusable input (files that can't be read, PCR values or policies that are
+// none, wrong flags). learn and predict exit with 0, or 3.
 package main
 
 import (
@@ -109,8 +111,7 @@ func check(args []string, stdout, stderr io.Writer) (int, error) {
 		r = secureboot.Inspect(ev)
 	}
 	if quote.state == quoteBroken {
-		r.Status = secureboot.Contraindicated
-		r.Findings = append([]secureboot.Finding{{Code: "quote.broken", Severity: secureboot.Contraindicated, PCR: -1, Event: -1, Detail: quote.err.Error()}}, r.Findings...)
+		refuse(r, quote.err)
 	}
 	if *asJSON {
 		err = printJSON(stdout, r, quote, ev)
@@ -127,6 +128,19 @@ func check(args []string, stdout, stderr io.Writer) (int, error) {
 		return exitWarning, nil
 	}
 	return exitContraindicated, nil
+}
+
+// refuse takes back every claim: the quote that should stand behind the values
+// does not. Findings stay, for whoever looks for the cause.
+func refuse(r *secureboot.Result, why error) {
+	r.Status, r.SecureBoot, r.Enforcing, r.IMA = secureboot.Contraindicated, nil, false, nil
+	r.Findings = append([]secureboot.Finding{{Code: "quote.broken", Severity: secureboot.Contraindicated, PCR: -1, Event: -1, Detail: why.Error()}}, r.Findings...)
+	for pcr, s := range r.PCRs {
+		if s.Status == secureboot.Affirming {
+			s.Status, s.Detail = secureboot.None, "no quote confirms it"
+			r.PCRs[pcr] = s
+		}
+	}
 }
 
 // readPolicy reads a policy: a signed one only with the key that must have

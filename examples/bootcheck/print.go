@@ -14,10 +14,10 @@ import (
 	"github.com/trusttree/trusttree/secureboot/eventlog"
 )
 
+// resultJSON is the command's contract: fields are not renamed or added.
 type resultJSON struct {
 	Status     secureboot.Status     `json:"status"`
 	Quote      quoteState            `json:"quote"`
-	Policy     string                `json:"policy,omitempty"`
 	SecureBoot secureBootJSON        `json:"secure_boot"`
 	Findings   []findingJSON         `json:"findings"`
 	PCRs       map[string]statusJSON `json:"pcrs"`
@@ -30,13 +30,10 @@ type secureBootJSON struct {
 }
 
 type findingJSON struct {
-	Code     secureboot.Code     `json:"code"`
-	Severity secureboot.Severity `json:"severity"`
-	PCR      int                 `json:"pcr"`
-	Event    int                 `json:"event"`
-	Want     string              `json:"want,omitempty"`
-	Got      string              `json:"got,omitempty"`
-	Detail   string              `json:"detail"`
+	Code   secureboot.Code `json:"code"`
+	PCR    int             `json:"pcr"`    // -1: of no PCR
+	Event  int             `json:"event"`  // -1: of no event
+	Detail string          `json:"detail"` // starts with "note: " when the finding does not lower the status
 }
 
 type statusJSON struct {
@@ -45,7 +42,7 @@ type statusJSON struct {
 }
 
 func printJSON(w io.Writer, r *secureboot.Result, q quoteResult, ev secureboot.Evidence) error {
-	j := resultJSON{Status: r.Status, Quote: q.state, Policy: r.Policy, Findings: []findingJSON{}, PCRs: map[string]statusJSON{}}
+	j := resultJSON{Status: r.Status, Quote: q.state, Findings: []findingJSON{}, PCRs: map[string]statusJSON{}}
 	j.SecureBoot.Mode = secureboot.ModeUnknown.String()
 	if s := r.SecureBoot; s != nil {
 		j.SecureBoot.Mode, j.SecureBoot.Enforcing = s.Mode.String(), r.Enforcing
@@ -54,7 +51,10 @@ func printJSON(w io.Writer, r *secureboot.Result, q quoteResult, ev secureboot.E
 		}
 	}
 	for _, f := range r.Findings {
-		j.Findings = append(j.Findings, findingJSON{f.Code, f.Severity, f.PCR, f.Event, hex.EncodeToString(f.Want), hex.EncodeToString(f.Got), f.Detail})
+		if f.Severity == secureboot.Affirming {
+			f.Detail = "note: " + f.Detail
+		}
+		j.Findings = append(j.Findings, findingJSON{f.Code, f.PCR, f.Event, f.Detail})
 	}
 	for pcr, s := range r.PCRs {
 		j.PCRs[fmt.Sprint(pcr)] = statusJSON{s, hex.EncodeToString(ev.PCRs[pcr])}

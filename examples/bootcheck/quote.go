@@ -117,6 +117,9 @@ func verifySignature(key crypto.PublicKey, signed, sig []byte) error {
 	if err != nil {
 		return fmt.Errorf("signature: %w", err)
 	}
+	if !bytes.Equal(tpm2.Marshal(s), sig) {
+		return errors.New("signature is followed by other bytes")
+	}
 	h := hash.New()
 	h.Write(signed)
 	digest := h.Sum(nil)

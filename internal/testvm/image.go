@@ -86,11 +86,23 @@ func (v *VM) UKI(ctx context.Context, im Image) ([]byte, error) {
 			break
 		}
 	}
-	err = run(ctx, dir, "objcopy", "--add-section", ".osrel="+p("osrel"), "--change-section-vma", ".osrel=0x20000",
-		"--add-section", ".cmdline="+p("cmdline"), "--change-section-vma", ".cmdline=0x30000",
-		"--add-section", ".linux="+p("linux"), "--change-section-vma", ".linux=0x2000000",
-		"--add-section", ".initrd="+p("initrd"), "--change-section-vma", ".initrd=0x4000000", stub, p("uki"))
-	if err != nil {
+	args := []string{"--add-section", ".osrel=" + p("osrel"), "--change-section-vma", ".osrel=0x20000",
+		"--add-section", ".cmdline=" + p("cmdline"), "--change-section-vma", ".cmdline=0x30000",
+		"--add-section", ".linux=" + p("linux"), "--change-section-vma", ".linux=0x2000000",
+		"--add-section", ".initrd=" + p("initrd"), "--change-section-vma", ".initrd=0x4000000"}
+	for name, x := range map[string]struct {
+		vma  string
+		data []byte
+	}{"pcrpkey": {"0x40000", im.PCRKey}, "pcrsig": {"0x50000", im.PCRSig}} {
+		if x.data == nil {
+			continue
+		}
+		if err := os.WriteFile(p(name), x.data, 0o600); err != nil {
+			return nil, err
+		}
+		args = append(args, "--add-section", "."+name+"="+p(name), "--change-section-vma", "."+name+"="+x.vma)
+	}
+	if err = run(ctx, dir, "objcopy", append(args, stub, p("uki"))...); err != nil {
 		return nil, err
 	}
 	b, err := os.ReadFile(p("uki"))

@@ -25,6 +25,8 @@ type Image struct {
 	Cmdline string // added to the kernel command line
 	Sign    string // "" or "db": by the enrolled key; "attacker"; "none"
 	Tamper  bool   // changed after it was signed
+	PCRKey  []byte // PEM public key, in .pcrpkey
+	PCRSig  []byte // signed PCR policy, in .pcrsig
 }
 
 // VM is a machine that is switched off.

@@ -138,3 +138,48 @@ func TestSystemdSealsUnderOurDigest(t *testing.T) {
 	require.NoError(t, decrypt(make([]byte, 32)), "systemd unseals with our signature of the PCR as it is")
 	require.Error(t, decrypt(after("another")))
 }
+
+// TestSystemdCryptenrollTakesOurSignature: systemd-cryptenroll binds a LUKS2
+// volume to exactly the digest that Signed computes; it accepts our signature
+// of the PCR as it is (it unseals once to see that it works), and no other.
+func TestSystemdCryptenrollTakesOurSignature(t *testing.T) {
+	enroll, cryptsetup := testenv.Tool(t, "systemd-cryptenroll", "systemd"), testenv.Tool(t, "cryptsetup", "cryptsetup-bin")
+	device := systemdTPM(t)
+	_, public := keyFiles(t)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(dir+"/key", []byte("first key"), 0o600))
+	require.NoError(t, os.WriteFile(dir+"/volume", nil, 0o600))
+	require.NoError(t, os.Truncate(dir+"/volume", 20<<20))
+	out, err := exec.Command(cryptsetup, "luksFormat", "--batch-mode", "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", dir+"/volume", dir+"/key").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	try := func(pcr11 []byte) error {
+		js, err := bootpolicy.SignPCRs(rsaKey(), crypto.SHA256, map[int][]byte{11: pcr11})
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(dir+"/sig.json", js, 0o600))
+		out, err := exec.Command(enroll, device, "--unlock-key-file="+dir+"/key", "--tpm2-public-key="+public, "--tpm2-public-key-pcrs=11", "--tpm2-pcrs=", "--tpm2-signature="+dir+"/sig.json", dir+"/volume").CombinedOutput()
+		if err != nil {
+			t.Logf("%s", out)
+		}
+		return err
+	}
+	require.Error(t, try(after("another image")))
+	require.NoError(t, try(make([]byte, 32)))
+	out, err = exec.Command(cryptsetup, "luksDump", "--dump-json-metadata", dir+"/volume").Output()
+	require.NoError(t, err)
+	var meta struct {
+		Tokens map[string]struct {
+			Type       string `json:"type"`
+			PolicyHash string `json:"tpm2-policy-hash"`
+			PublicPCRs []int  `json:"tpm2_pubkey_pcrs"`
+		}
+	}
+	require.NoError(t, json.Unmarshal(out, &meta))
+	p, err := bootpolicy.Signed(rsaKey().Public(), nil)
+	require.NoError(t, err)
+	require.Len(t, meta.Tokens, 1)
+	for _, tok := range meta.Tokens {
+		assert.Equal(t, "systemd-tpm2", tok.Type)
+		assert.Equal(t, fmt.Sprintf("%x", p.Digest()), tok.PolicyHash)
+		assert.Equal(t, []int{11}, tok.PublicPCRs)
+	}
+}

@@ -148,18 +148,17 @@ func TestPredictionsAreBounded(t *testing.T) {
 }
 
 func FuzzMeasureUKI(f *testing.F) {
-	pe := make([]byte, 600)
-	copy(pe, "MZ")
-	pe[60] = 64
-	copy(pe[64:], "PE\x00\x00")
-	f.Add(pe)
+	f.Add(pe())
+	f.Add(pe(append(stub("257"), ".cmdline", "x", ".initrd", "y", ".profile", "a", ".profile", "b", ".pcrsig", "{}")...))
 	if b, err := os.ReadFile("/usr/lib/systemd/boot/efi/linuxx64.efi.stub"); err == nil {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		u, err := predict.MeasureUKI(bytes.NewReader(b), int64(len(b)), crypto.SHA256)
-		if err == nil {
-			u.Variant("x", predict.Boot{})
+		for profile := range 2 {
+			u, err := predict.MeasureProfile(bytes.NewReader(b), int64(len(b)), crypto.SHA256, profile)
+			if err == nil {
+				u.Variant("x", predict.Boot{})
+			}
 		}
 	})
 }

@@ -19,11 +19,12 @@ import (
 // UKI is what a unified kernel image will measure, in one bank.
 type UKI struct {
 	Bank        crypto.Hash
+	Profile     int    // which of the image's profiles; 0 is the default
 	Stub        int    // systemd version of its stub; 0 unknown
 	CommandLine string // built in
 	Image       []byte // Authenticode hash: PCR 4
 	Linux       []byte // Authenticode hash of .linux, which some boots add to PCR 4
-	Initrd      []byte // hash of .initrd; nil without one
+	Initrd      []byte // hash of what the stub hands to the kernel as initrd; nil without one
 	PCR11       [][]byte
 }
 
@@ -33,16 +34,34 @@ type UKI struct {
 var measured = []struct {
 	name  string
 	since int
-}{{".linux", 0}, {".osrel", 0}, {".cmdline", 0}, {".initrd", 0}, {".ucode", 0}, {".splash", 0}, {".dtb", 0}, {".uname", 253}, {".sbat", 253}, {".pcrpkey", 0}}
+}{{".linux", 0}, {".osrel", 0}, {".cmdline", 0}, {".initrd", 0}, {".ucode", withUcode}, {".splash", 0}, {".dtb", 0}, {".uname", 253}, {".sbat", 253}, {".pcrpkey", 0},
+	{".profile", withProfiles}}
+
+// Versions of the stub.
+const (
+	withUcode    = 256
+	withProfiles = 257
+)
 
 const (
 	maxCmdline = 64 << 10 // bytes
+	maxExtra   = 1 << 20
+	maxGap     = 1 << 20 // of zeros that a section has in memory alone
 	maxMagic   = 4096
 )
 
-// MeasureUKI reads an image. It streams; memory does not grow with the image.
-// Images of several profiles, whose choice is made at boot, are refused.
+// MeasureUKI reads an image, in its default profile. It streams; memory does
+// not grow with the image. Images with sections that the stub chooses by the
+// machine's hardware are refused.
 func MeasureUKI(r io.ReaderAt, size int64, bank crypto.Hash) (*UKI, error) {
+	return MeasureProfile(r, size, bank, 0)
+}
+
+// MeasureProfile is MeasureUKI for another profile of a multi-profile image
+// (systemd-stub from 257 on): its sections take the place of the common ones of
+// the same name. Which one is booted is the boot loader's choice; one other than
+// 0 is measured into PCR 12.
+func MeasureProfile(r io.ReaderAt, size int64, bank crypto.Hash, profile int) (*UKI, error) {
 	image, err := Authenticode(r, size, bank)
 	if err != nil {
 		return nil, err
@@ -51,15 +70,12 @@ func MeasureUKI(r io.ReaderAt, size int64, bank crypto.Hash) (*UKI, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &UKI{Bank: bank, Image: image}
-	sections := make(map[string]section, len(im.sections))
-	for _, s := range im.sections {
-		if _, ok := sections[s.name]; ok {
-			return nil, fmt.Errorf("predict: section %q is there twice", s.name)
-		}
-		sections[s.name] = s
+	u := &UKI{Bank: bank, Image: image, Profile: profile}
+	sections, err := im.profile(profile)
+	if err != nil {
+		return nil, err
 	}
-	for _, name := range []string{".profile", ".dtbauto", ".hwids", ".efifw"} {
+	for _, name := range []string{".dtbauto", ".hwids", ".efifw"} {
 		if _, ok := sections[name]; ok {
 			return nil, fmt.Errorf("predict: what section %q measures depends on the machine", name)
 		}
@@ -71,6 +87,9 @@ func MeasureUKI(r io.ReaderAt, size int64, bank crypto.Hash) (*UKI, error) {
 		}
 		u.Stub = stubVersion(string(b))
 	}
+	if _, ok := sections[".profile"]; (ok || profile != 0) && u.Stub < withProfiles {
+		return nil, fmt.Errorf("predict: the image has profiles, its stub (systemd %d) does not know them", u.Stub)
+	}
 	for _, m := range measured {
 		s, ok := sections[m.name]
 		if !ok || m.since > u.Stub {
@@ -81,11 +100,41 @@ func MeasureUKI(r io.ReaderAt, size int64, bank crypto.Hash) (*UKI, error) {
 			return nil, err
 		}
 		u.PCR11 = append(u.PCR11, hash(bank, []byte(m.name+"\x00")), d)
-		if m.name == ".initrd" {
-			u.Initrd = d
-		}
+	}
+	if u.Initrd, err = im.initrd(sections, u.Stub, bank); err != nil {
+		return nil, err
 	}
 	return u, u.readLinux(im, sections)
+}
+
+// profile returns the sections in force: those before the first .profile
+// section, and over them those that follow the profile's own .profile section.
+func (im *image) profile(want int) (map[string]section, error) {
+	sections, own := make(map[string]section, len(im.sections)), make(map[string]section)
+	n := -1
+	for _, s := range im.sections {
+		if s.name == ".profile" {
+			n++
+		}
+		to := sections
+		if n >= 0 {
+			to = own
+		}
+		if n >= 0 && n != want {
+			continue
+		}
+		if _, ok := to[s.name]; ok {
+			return nil, fmt.Errorf("predict: section %q is there twice", s.name)
+		}
+		to[s.name] = s
+	}
+	if want < 0 || want > max(n, 0) {
+		return nil, fmt.Errorf("predict: the image has no profile %d", want)
+	}
+	for name, s := range own {
+		sections[name] = s
+	}
+	return sections, nil
 }
 
 func (u *UKI) readLinux(im *image, sections map[string]section) error {
@@ -103,9 +152,20 @@ func (u *UKI) readLinux(im *image, sections map[string]section) error {
 		if err != nil {
 			return err
 		}
-		u.CommandLine = string(bytes.TrimRight(b, "\x00\n"))
+		u.CommandLine = commandLine(bytes.TrimRight(b, "\x00"))
 	}
 	return nil
+}
+
+// commandLine does to a command line what the stub does: control characters
+// become spaces, and spaces at the end go.
+func commandLine(b []byte) string {
+	return strings.TrimRight(strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return ' '
+		}
+		return r
+	}, string(b)), " ")
 }
 
 // content is a section as it lies in memory: zeros follow what the file has.
@@ -122,7 +182,7 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func (im *image) hash(s section, bank crypto.Hash) ([]byte, error) {
-	if s.virtual > s.bytes+1<<20 {
+	if s.virtual > s.bytes+maxGap {
 		return nil, fmt.Errorf("predict: section %q is larger in memory than in the file", s.name)
 	}
 	h := bank.New()
@@ -169,9 +229,12 @@ type Boot struct {
 	Phases []string
 }
 
-// Variant returns the reference values of PCR 4, 9 and 11 for a component of
-// secureboot.Policy. PCR 9 holds what Linux' own EFI stub measures: the command
-// line and the initrd.
+// Variant returns the reference values of PCR 4, 9, 11 and (of a profile other
+// than 0) 12 for a component of secureboot.Policy. PCR 9 holds what Linux' own
+// EFI stub measures: the command line and the initrd, to which the stub adds
+// files that the image holds (see UKI.Initrd). Credentials, extensions and
+// addons that lie beside the image on the disk are not known from it: they add
+// to PCR 9, 12 and 13.
 func (u *UKI) Variant(name string, b Boot) secureboot.Variant {
 	v := secureboot.Variant{Name: name}
 	add := func(pcr int, d []byte) {
@@ -194,6 +257,9 @@ func (u *UKI) Variant(name string, b Boot) secureboot.Variant {
 	}
 	for _, d := range u.PCR11 {
 		add(11, d)
+	}
+	if u.Profile != 0 {
+		add(12, hash(u.Bank, loadOptions(strconv.Itoa(u.Profile))))
 	}
 	for _, p := range b.Phases {
 		add(11, hash(u.Bank, []byte(p)))
