@@ -183,7 +183,7 @@ func TestPageEscapesWhatNodesSay(t *testing.T) {
 
 func TestBadReferenceFileShutsNobodyElseOut(t *testing.T) {
 	state := initialised(t)
-	boot, err := os.ReadFile(filepath.Join("..", "demo", "testdata", "good.log"))
+	boot, err := os.ReadFile(filepath.Join("..", "..", "internal", "city", "testdata", "good.log"))
 	require.NoError(t, err)
 	log, err := eventlog.Parse(boot, nil)
 	require.NoError(t, err)

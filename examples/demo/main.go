@@ -41,9 +41,9 @@ func run(ctx context.Context, keep bool) (err error) {
 	if err != nil {
 		return err
 	}
-	c := &city{dir: dir, started: time.Now(), keep: keep}
+	d := &demo{dir: dir, started: time.Now(), keep: keep}
 	defer func() {
-		err = errors.Join(err, c.close())
+		err = errors.Join(err, d.close())
 		if err == nil {
 			err = os.RemoveAll(dir)
 		} else {
@@ -54,11 +54,11 @@ func run(ctx context.Context, keep bool) (err error) {
 		title string
 		do    func(context.Context) error
 	}{
-		{"Build the node and the cloud", c.build},
-		{"Found the city: TPM maker, module makers, cloud", c.found},
-		{"Grow the tree of trust", c.grow},
-		{"Update the software", c.update},
-		{"Attack it", c.attack},
+		{"Build the node and the cloud", d.build},
+		{"Found the city: TPM maker, module makers, cloud", d.found},
+		{"Grow the tree of trust", d.grow},
+		{"Update the software", d.update},
+		{"Attack it", d.attack},
 	}
 	for _, s := range steps {
 		fmt.Printf("\n%s\n", s.title)
@@ -66,11 +66,11 @@ func run(ctx context.Context, keep bool) (err error) {
 			return err
 		}
 	}
-	fmt.Printf("\nEvery link held and every attack failed, in %.1f s after the build.\n", time.Since(c.built).Seconds())
+	fmt.Printf("\nEvery link held and every attack failed, in %.1f s after the build.\n", time.Since(d.built).Seconds())
 	if !keep {
 		return nil
 	}
-	fmt.Printf("\nOperator page: http://%s/\nThe node is %s; logs, keys and state are in %s.\nCtrl-C ends it.\n", c.page, c.device, c.dir)
+	fmt.Printf("\nOperator page: http://%s/\nThe node is %s; logs, keys and state are in %s.\nCtrl-C ends it.\n", d.cloud().Page, d.node.Device, d.dir)
 	<-ctx.Done()
 	return nil
 }

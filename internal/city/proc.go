@@ -1,4 +1,4 @@
-package main
+package city
 
 import (
 	"bufio"
@@ -17,46 +17,47 @@ import (
 	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
 )
 
-// record is one line of a daemon's structured log.
-type record map[string]any
+// Record is one line of a daemon's structured log.
+type Record map[string]any
 
-func (r record) str(key string) string {
+// Str returns a text attribute, empty when it is not there.
+func (r Record) Str(key string) string {
 	s, _ := r[key].(string)
 	return s
 }
 
 // matches reports whether the record has these attributes, given as pairs.
-func (r record) matches(pairs ...string) bool {
+func (r Record) matches(pairs ...string) bool {
 	for i := 0; i+1 < len(pairs); i += 2 {
-		if r.str(pairs[i]) != pairs[i+1] {
+		if r.Str(pairs[i]) != pairs[i+1] {
 			return false
 		}
 	}
 	return true
 }
 
-// proc is a child process whose log the demo reads: it shows what the real
-// binaries say, not what the demo thinks of them.
-type proc struct {
+// Proc is a child process whose structured log is read: what the real binaries
+// say, not what a test thinks of them. It dies with its parent.
+type Proc struct {
 	name string
 	cmd  *exec.Cmd
 	out  *os.File // everything it logged, for -keep and for failures
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at every record
-	records []record
+	records []Record
 	tail    []string
 	ended   bool
 	err     error
 }
 
-// start runs a binary. log is the file that gets a copy of its output.
-func start(name, log, binary string, args ...string) (*proc, error) {
+// Start runs a command. log is the file that gets a copy of its output.
+func Start(name, log string, cmd *exec.Cmd) (*Proc, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	p := &proc{name: name, out: out, changed: make(chan struct{}), cmd: exec.Command(binary, args...)}
+	p := &Proc{name: name, out: out, changed: make(chan struct{}), cmd: cmd}
 	p.cmd.SysProcAttr = tpmtest.DieWithParent()
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
@@ -69,11 +70,11 @@ func start(name, log, binary string, args ...string) (*proc, error) {
 	return p, nil
 }
 
-func (p *proc) follow(r io.Reader) {
+func (p *Proc) follow(r io.Reader) {
 	lines := bufio.NewScanner(io.TeeReader(r, p.out))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		var rec record
+		var rec Record
 		_ = json.Unmarshal(lines.Bytes(), &rec)
 		p.mu.Lock()
 		if rec != nil {
@@ -96,16 +97,16 @@ func (p *proc) follow(r io.Reader) {
 	_ = p.out.Close()
 }
 
-// mark is a position in a process' log.
-func (p *proc) mark() int {
+// Mark is a position in a process' log.
+func (p *Proc) Mark() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.records)
 }
 
-// await returns the first record behind position from that has the attributes,
+// Await returns the first record behind position from that has the attributes,
 // waiting for it at most wait.
-func (p *proc) await(ctx context.Context, from int, wait time.Duration, pairs ...string) (record, error) {
+func (p *Proc) Await(ctx context.Context, from int, wait time.Duration, pairs ...string) (Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	for {
@@ -129,14 +130,47 @@ func (p *proc) await(ctx context.Context, from int, wait time.Duration, pairs ..
 	}
 }
 
-func (p *proc) failure(err error) error {
+func (p *Proc) failure(err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return fmt.Errorf("%w; its last lines:\n%s", err, strings.Join(p.tail, "\n"))
 }
 
-// stop ends the process in order, and by force after five seconds.
-func (p *proc) stop() error {
+// Kill ends the process at once, as a power cut does, and waits for its end.
+func (p *Proc) Kill() {
+	_ = p.cmd.Process.Kill()
+	for {
+		p.mu.Lock()
+		changed, ended := p.changed, p.ended
+		p.mu.Unlock()
+		if ended {
+			return
+		}
+		<-changed
+	}
+}
+
+// Running reports whether the process has not ended.
+func (p *Proc) Running() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.ended
+}
+
+// Records returns what it logged from a position on, with these attributes.
+func (p *Proc) Records(from int, pairs ...string) (out []Record) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.records[min(from, len(p.records)):] {
+		if r.matches(pairs...) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// Stop ends the process in order, and by force after five seconds.
+func (p *Proc) Stop() error {
 	if p == nil {
 		return nil
 	}
@@ -157,9 +191,9 @@ func (p *proc) stop() error {
 	}
 }
 
-// peakRSS returns the most memory that the process has held, such as "17412 kB",
+// PeakRSS returns the most memory that the process has held, such as "17412 kB",
 // where the kernel tells.
-func (p *proc) peakRSS() string {
+func (p *Proc) PeakRSS() string {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
 		return "unknown"
