@@ -231,7 +231,7 @@ func (b *Bay) silent(ctx context.Context, gen uint64, err error) error {
 	refused := &RefusedError{Node: b.inv.cfg.Node, Connector: b.cfg.Connector}
 	var own *RefusedError
 	if errors.As(err, &own) { // a driver that refuses by itself, such as an unlocked chip
-		refused.Findings = own.Findings
+		refused.ID, refused.Findings, refused.Read = own.ID, own.Findings, own.Read
 	} else {
 		refused.add(ReasonSilent, err.Error())
 	}

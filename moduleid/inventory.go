@@ -152,15 +152,15 @@ func (inv *Inventory) Snapshot() Snapshot {
 // refusals; an empty connector is none. A failure to measure ends every
 // session: what is not measured is not used.
 func (inv *Inventory) AdmitAll(ctx context.Context) (Snapshot, error) {
-	_, err := inv.each(ctx, func(b *Bay) Challenge { return NewChallenge(inv.cfg.Node, b.cfg.Connector) })
+	_, errs := inv.each(ctx, func(b *Bay) Challenge { return NewChallenge(inv.cfg.Node, b.cfg.Connector) })
 	if merr := inv.measureOrDrop(ctx); merr != nil {
 		return inv.Snapshot(), merr
 	}
-	return inv.Snapshot(), err
+	return inv.Snapshot(), errors.Join(errs...)
 }
 
-// each runs one proof per bay, concurrently.
-func (inv *Inventory) each(ctx context.Context, challenge func(*Bay) Challenge) ([]*Evidence, error) {
+// each runs one proof per bay, concurrently. What it returns is by bay.
+func (inv *Inventory) each(ctx context.Context, challenge func(*Bay) Challenge) ([]*Evidence, []error) {
 	evidence, errs := make([]*Evidence, len(inv.bays)), make([]error, len(inv.bays))
 	var wg sync.WaitGroup
 	for i, b := range inv.bays {
@@ -181,7 +181,7 @@ func (inv *Inventory) each(ctx context.Context, challenge func(*Bay) Challenge) 
 			errs[i] = r
 		}
 	}
-	return evidence, errors.Join(errs...)
+	return evidence, errs
 }
 
 // unique refuses every bay that holds the same identity as another one, until

@@ -53,6 +53,11 @@ type RefusedError struct {
 	Connector string
 	ID        string // what the module claims to be, when its evidence names a key; not verified
 	Findings  []Finding
+
+	// Read is what the driver read of a module that it refused by itself, such
+	// as an ATECC's configuration zone or the transcript of an SPDM exchange
+	// so far. It is for people who look into the case: nothing proves it.
+	Read []byte
 }
 
 // Error lists every finding.

@@ -29,37 +29,89 @@ type report struct {
 }
 
 type reportModule struct {
-	Connector string    `json:"connector"`
-	Evidence  *Evidence `json:"evidence"`
+	Connector string         `json:"connector"`
+	Evidence  *Evidence      `json:"evidence,omitempty"`
+	Refusal   *reportRefusal `json:"refusal,omitempty"` // since version 2: why the node refused it
+}
+
+// reportRefusal is the node's own word about a module that it refused. The
+// measured inventory holds its first reason; the rest nothing proves.
+type reportRefusal struct {
+	ID       string    `json:"id,omitempty"`
+	Findings []Finding `json:"findings"`
+	Read     []byte    `json:"read,omitempty"`
+}
+
+// Limits of a refusal.
+const (
+	reportVersion = 2
+	maxFindings   = 16
+	maxDetail     = 1024     // bytes
+	maxRead       = 16 << 10 // bytes; what was read beyond is left out
+)
+
+// refusalOf puts a bay's refusal into a report, if it is the one that was
+// measured.
+func refusalOf(err error, measured Entry) *reportRefusal {
+	var refused *RefusedError
+	if !errors.As(err, &refused) || !measured.Refused() || refused.Reason() != measured.Reason {
+		return nil
+	}
+	r := &reportRefusal{ID: refused.ID, Read: refused.Read[:min(len(refused.Read), maxRead)]}
+	for _, f := range refused.Findings[:min(len(refused.Findings), maxFindings)] {
+		r.Findings = append(r.Findings, Finding{f.Reason, f.Detail[:min(len(f.Detail), maxDetail)]})
+	}
+	return r
+}
+
+func (r *reportRefusal) check(measured Entry) error {
+	if len(r.Findings) == 0 || len(r.Findings) > maxFindings || len(r.Read) > maxRead || len(r.ID) > maxName {
+		return errors.New("a refusal is empty or larger than its limits")
+	}
+	for _, f := range r.Findings {
+		if f.Reason == "" || len(f.Reason) > maxName || len(f.Detail) > 2*maxDetail {
+			return errors.New("a refusal's finding is empty or larger than its limits")
+		}
+	}
+	if r.Findings[0].Reason != measured.Reason {
+		return fmt.Errorf("it says %.40q about connector %s, and measured %q", r.Findings[0].Reason, measured.Connector, measured.Reason)
+	}
+	return nil
 }
 
 // Collect answers a verifier's nonce of 16 to 64 bytes: every module proves
 // itself for it, the inventory is measured if that changed it, and the report
-// holds the evidence, also of modules that were refused, and the log of the
-// PCR. Take the TPM's quote after it. The report is strict JSON, version 1.
+// holds the evidence, also of modules that were refused, why those were, with
+// what was read of them, and the log of the PCR. Take the TPM's quote after
+// it. The report is strict JSON, version 2.
 func (inv *Inventory) Collect(ctx context.Context, nonce []byte) (mediaType string, body []byte, err error) {
 	if len(nonce) < minNonce || len(nonce) > maxNonce {
 		return "", nil, fmt.Errorf("moduleid: the verifier's nonce has %d bytes; it needs %d to %d", len(nonce), minNonce, maxNonce)
 	}
-	r := report{Version: 1, Node: inv.cfg.Node, Salt: make([]byte, 32), PCR: inv.cfg.PCR, Modules: []reportModule{}}
+	r := report{Version: reportVersion, Node: inv.cfg.Node, Salt: make([]byte, 32), PCR: inv.cfg.PCR, Modules: []reportModule{}}
 	rand.Read(r.Salt)
 	// Refusals are in the inventory and the report; they don't keep the node
 	// from reporting.
-	evidence, _ := inv.each(ctx, func(b *Bay) Challenge { return reportChallenge(nonce, r.Salt, r.Node, b.cfg.Connector) })
+	evidence, errs := inv.each(ctx, func(b *Bay) Challenge { return reportChallenge(nonce, r.Salt, r.Node, b.cfg.Connector) })
 	if err := ctx.Err(); err != nil {
 		return "", nil, fmt.Errorf("moduleid: collect evidence: %w", err)
 	}
 	if err := inv.measureOrDrop(ctx); err != nil {
 		return "", nil, err
 	}
-	for i, b := range inv.bays {
-		if evidence[i] != nil {
-			r.Modules = append(r.Modules, reportModule{b.cfg.Connector, evidence[i]})
-		}
-	}
 	inv.mu.Lock()
 	r.Log = slices.Clone(inv.cel.records)
+	measured := inv.cel.last()
 	inv.mu.Unlock()
+	for i, b := range inv.bays {
+		m := reportModule{b.cfg.Connector, evidence[i], nil}
+		if i < len(measured) {
+			m.Refusal = refusalOf(errs[i], measured[i])
+		}
+		if m.Evidence != nil || m.Refusal != nil {
+			r.Modules = append(r.Modules, m)
+		}
+	}
 	if body, err = json.Marshal(r); err != nil {
 		return "", nil, fmt.Errorf("moduleid: %w", err)
 	}
@@ -140,9 +192,9 @@ func (v *Verifier) VerifyReport(in ReportInput) (*Verdict, error) {
 	}
 	var errs []error
 	places := map[string]string{} // connector by identity
-	evidence := map[string]*Evidence{}
+	evidence, told := map[string]*Evidence{}, map[string]*reportRefusal{}
 	for _, m := range r.Modules {
-		evidence[m.Connector] = m.Evidence
+		evidence[m.Connector], told[m.Connector] = m.Evidence, m.Refusal
 	}
 	for _, entry := range verdict.inventory {
 		refused := &RefusedError{Node: in.Node, Connector: entry.Connector}
@@ -152,7 +204,12 @@ func (v *Verifier) VerifyReport(in ReportInput) (*Verdict, error) {
 			if !entry.Admitted() && !entry.Refused() {
 				continue
 			}
-			refused.add(entry.Reason, "the node refused it, and sent no evidence")
+			if t := told[entry.Connector]; t != nil {
+				// The node's own word: only the first reason was measured.
+				refused.ID, refused.Findings, refused.Read = t.ID, t.Findings, t.Read
+			} else {
+				refused.add(entry.Reason, "the node refused it, and sent no evidence")
+			}
 			if entry.Admitted() {
 				refused.Findings = []Finding{{ReasonInventory, "the node admitted a module, but sent no evidence of it"}}
 				errs = append(errs, refused)
@@ -213,7 +270,7 @@ func (v *Verifier) missing(verdict *Verdict, node string) (errs []error) {
 // the PCR.
 func (v *Verifier) readReport(in ReportInput) (*report, *celLog, error) {
 	var r report
-	if err := strict.Decode(in.Body, maxReport, 1, &r); err != nil {
+	if err := strict.Decode(in.Body, maxReport, reportVersion, &r); err != nil {
 		return nil, nil, err
 	}
 	if in.PCR == 0 {
@@ -237,9 +294,15 @@ func (v *Verifier) readReport(in ReportInput) (*report, *celLog, error) {
 	}
 	last := cel.last()
 	for i, m := range r.Modules {
-		if m.Evidence == nil || slices.ContainsFunc(r.Modules[:i], func(o reportModule) bool { return o.Connector == m.Connector }) ||
-			!slices.ContainsFunc(last, func(e Entry) bool { return e.Connector == m.Connector }) {
+		at := slices.IndexFunc(last, func(e Entry) bool { return e.Connector == m.Connector })
+		if m.Evidence == nil && m.Refusal == nil || m.Refusal != nil && r.Version < 2 || at < 0 ||
+			slices.ContainsFunc(r.Modules[:i], func(o reportModule) bool { return o.Connector == m.Connector }) {
 			return nil, nil, fmt.Errorf("its evidence for connector %.128q is missing, repeated, or of no connector of the inventory", m.Connector)
+		}
+		if m.Refusal != nil {
+			if err := m.Refusal.check(last[at]); err != nil {
+				return nil, nil, err
+			}
 		}
 	}
 	value, ok := in.PCRs[in.PCR]

@@ -17,6 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trusttree/trusttree/moduleid"
+	"github.com/trusttree/trusttree/moduleid/moduleidtest"
+	"github.com/trusttree/trusttree/moduleid/spdm"
 )
 
 var update = flag.Bool("update", false, "write golden files")
@@ -139,12 +141,12 @@ func TestReportIsStrictJSON(t *testing.T) {
 	p := newPole(t, "bay1")
 	_, in := reported(t, p)
 	for name, change := range map[string]func([]byte) []byte{
-		"unknown field": func(b []byte) []byte { return bytes.Replace(b, []byte(`"version":1`), []byte(`"version":1,"x":1`), 1) },
+		"unknown field": func(b []byte) []byte { return bytes.Replace(b, []byte(`"version":2`), []byte(`"version":2,"x":1`), 1) },
 		"key twice": func(b []byte) []byte {
-			return bytes.Replace(b, []byte(`"version":1`), []byte(`"version":1,"version":1`), 1)
+			return bytes.Replace(b, []byte(`"version":2`), []byte(`"version":2,"version":2`), 1)
 		},
-		"version 2":     func(b []byte) []byte { return bytes.Replace(b, []byte(`"version":1`), []byte(`"version":2`), 1) },
-		"version 0":     func(b []byte) []byte { return bytes.Replace(b, []byte(`"version":1`), []byte(`"version":0`), 1) },
+		"version 3":     func(b []byte) []byte { return bytes.Replace(b, []byte(`"version":2`), []byte(`"version":3`), 1) },
+		"version 0":     func(b []byte) []byte { return bytes.Replace(b, []byte(`"version":2`), []byte(`"version":0`), 1) },
 		"trailing data": func(b []byte) []byte { return append(b, " {}"...) },
 		"empty":         func([]byte) []byte { return nil },
 		"too large":     func([]byte) []byte { return bytes.Repeat([]byte(" "), 17<<20) },
@@ -173,9 +175,29 @@ type golden struct {
 func TestGoldenReportVersion1(t *testing.T) {
 	const file = "testdata/report-v1.json"
 	p := newPole(t, "bay1")
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	var g golden
+	require.NoError(t, json.Unmarshal(data, &g))
+	v := *p.v
+	v.Classes = map[string]moduleid.Class{"camera": {Members: poolOf(t, g.Root)}}
+	verdict, err := v.VerifyReport(moduleid.ReportInput{Body: g.Body, Node: node, Nonce: g.Nonce, Bank: crypto.SHA256, PCRs: map[int][]byte{13: g.PCR13}})
+	require.NoError(t, err)
+	require.Len(t, verdict.Admitted(), 1)
+	assert.Equal(t, g.PCR13, verdict.PCR(crypto.SHA256))
+}
+
+func TestGoldenReportVersion2(t *testing.T) {
+	const file = "testdata/report-v2.json"
+	p := newPole(t, "bay1", "bay2")
 	if *update {
-		_, in := reported(t, p)
-		data, err := json.MarshalIndent(golden{in.Nonce, in.PCRs[13], p.ca.Certificate.Raw, in.Body}, "", "  ")
+		p.chips["bay2"].Configure(func(z *[128]byte) { z[87] = 0x55 })
+		inv := p.inventory(t)
+		nonce := make([]byte, 32)
+		rand.Read(nonce)
+		_, body, err := inv.Collect(t.Context(), nonce)
+		require.NoError(t, err)
+		data, err := json.MarshalIndent(golden{nonce, p.pcrs.values[crypto.SHA256][13], p.ca.Certificate.Raw, body}, "", "  ")
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(file, append(data, '\n'), 0o644))
 	}
@@ -187,8 +209,76 @@ func TestGoldenReportVersion1(t *testing.T) {
 	v.Classes = map[string]moduleid.Class{"camera": {Members: poolOf(t, g.Root)}}
 	verdict, err := v.VerifyReport(moduleid.ReportInput{Body: g.Body, Node: node, Nonce: g.Nonce, Bank: crypto.SHA256, PCRs: map[int][]byte{13: g.PCR13}})
 	require.NoError(t, err)
-	require.Len(t, verdict.Admitted(), 1)
-	assert.Equal(t, g.PCR13, verdict.PCR(crypto.SHA256))
+	assert.Len(t, verdict.Admitted(), 1)
+	require.Len(t, verdict.Refused(), 1)
+	assert.Equal(t, moduleid.ReasonModel, verdict.Refused()[0].Reason())
+	assert.Len(t, verdict.Refused()[0].Read, 128)
+}
+
+// What a driver refuses by itself is refused before there is evidence: the
+// reason that was measured, the details and what was read reach the cloud.
+func TestThreat18RefusalOfADriverReachesTheCloud(t *testing.T) {
+	p := newPole(t, "bay1", "bay2", "bay3")
+	p.chips["bay2"].Configure(func(z *[128]byte) { z[87] = 0x55 })
+	p.bays[2].Open = func(context.Context) (moduleid.Chip, error) {
+		r, _, err := moduleidtest.NewSPDM(p.ca, "radio", nil)
+		if err != nil {
+			return nil, err
+		}
+		return spdm.NewRequester(spdm.Loopback(r), spdm.Config{Scheme: spdm.Scheme{MinVersion: spdm.Version14}})
+	}
+	inv := p.inventory(t)
+	nonce := make([]byte, 32)
+	rand.Read(nonce)
+	_, body, err := inv.Collect(t.Context(), nonce)
+	require.NoError(t, err)
+	in := moduleid.ReportInput{Body: body, Node: node, Nonce: nonce, Bank: crypto.SHA256, PCRs: map[int][]byte{13: p.pcrs.values[crypto.SHA256][13]}}
+	verdict, err := p.v.VerifyReport(in)
+	require.NoError(t, err, "what the node does not use is no error")
+	require.Len(t, verdict.Refused(), 2)
+	chip, radio := verdict.Refused()[0], verdict.Refused()[1]
+	assert.Equal(t, "bay2", chip.Connector)
+	assert.Equal(t, moduleid.ReasonModel, chip.Reason())
+	assert.Contains(t, chip.Findings[0].Detail, "not locked")
+	require.Len(t, chip.Read, 128)
+	assert.Equal(t, byte(0x55), chip.Read[87], "the configuration zone that was read")
+	assert.Equal(t, "bay3", radio.Connector)
+	assert.Contains(t, radio.Findings[0].Detail, "at least 1.4")
+	assert.Len(t, radio.ID, 64)
+	assert.Contains(t, string(radio.Read), "\x10\x84\x00\x00", "the transcript that was refused")
+
+	modules := func(r map[string]any) []any { return r["modules"].([]any) }
+	refusal := func(r map[string]any) map[string]any {
+		return modules(r)[1].(map[string]any)["refusal"].(map[string]any)
+	}
+	for name, lie := range map[string]func(r map[string]any){
+		"another reason than was measured": func(r map[string]any) {
+			refusal(r)["findings"].([]any)[0].(map[string]any)["reason"] = "silent"
+		},
+		"of an admitted module": func(r map[string]any) {
+			modules(r)[0].(map[string]any)["refusal"] = refusal(r)
+		},
+		"no finding":         func(r map[string]any) { refusal(r)["findings"] = []any{} },
+		"more than may be":   func(r map[string]any) { refusal(r)["read"] = make([]byte, 16<<10+1) },
+		"in version 1":       func(r map[string]any) { r["version"] = 1 },
+		"of no connector":    func(r map[string]any) { modules(r)[1].(map[string]any)["connector"] = "bay9" },
+		"neither nor":        func(r map[string]any) { delete(modules(r)[1].(map[string]any), "refusal") },
+		"a field of its own": func(r map[string]any) { refusal(r)["x"] = 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := in
+			in.Body = edit(t, body, lie)
+			_, err := p.v.VerifyReport(in)
+			require.ErrorIs(t, err, moduleid.ErrReport)
+		})
+	}
+	t.Run("left out", func(t *testing.T) {
+		in := in
+		in.Body = edit(t, body, func(r map[string]any) { r["modules"] = modules(r)[:1] })
+		verdict, err := p.v.VerifyReport(in)
+		require.NoError(t, err)
+		assert.Equal(t, moduleid.ReasonModel, verdict.Refused()[0].Reason(), "the measured reason is there all the same")
+	})
 }
 
 func TestChallengeVectors(t *testing.T) {

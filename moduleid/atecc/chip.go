@@ -1,10 +1,13 @@
 package atecc
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -194,10 +197,17 @@ func (c *Chip) run(ctx context.Context, cmd command) ([]byte, error) {
 
 // identify reads the configuration, checks it, and finds the chain.
 func (c *Chip) identify(ctx context.Context, ch moduleid.Challenge) (*Device, [][]byte, error) {
-	refuse := func(reason moduleid.Reason, err error) error {
-		return &moduleid.RefusedError{Node: ch.Node, Connector: ch.Connector, Findings: []moduleid.Finding{{Reason: reason, Detail: err.Error()}}}
-	}
 	d := &Device{chip: c}
+	refuse := func(reason moduleid.Reason, err error) error {
+		r := &moduleid.RefusedError{Node: ch.Node, Connector: ch.Connector, Read: bytes.Clone(d.Config[:]), Findings: []moduleid.Finding{{Reason: reason, Detail: err.Error()}}}
+		if d.PublicKey != nil {
+			if spki, err := x509.MarshalPKIXPublicKey(d.PublicKey); err == nil {
+				sum := sha256.Sum256(spki)
+				r.ID = hex.EncodeToString(sum[:])
+			}
+		}
+		return r
+	}
 	var rnd []byte
 	err := c.awake(ctx, func() (err error) {
 		if rnd, err = c.run(ctx, random()); err != nil {

@@ -104,7 +104,7 @@ func (x *exchange) refusal(c moduleid.Challenge, err error) error {
 	if !x.bad {
 		return err
 	}
-	refused := &moduleid.RefusedError{Node: c.Node, Connector: c.Connector, Findings: []moduleid.Finding{{Reason: moduleid.ReasonProof, Detail: err.Error()}}}
+	refused := &moduleid.RefusedError{Node: c.Node, Connector: c.Connector, Read: encodePairs(x.messages), Findings: []moduleid.Finding{{Reason: moduleid.ReasonProof, Detail: err.Error()}}}
 	var own *moduleid.RefusedError
 	if errors.As(err, &own) {
 		refused.Findings = own.Findings
@@ -241,12 +241,9 @@ func (x *exchange) ask(req []byte) error {
 		rsp = rsp[:len(rsp)-1]
 		err = x.t.add(req, rsp)
 	}
-	if err != nil {
-		x.bad = true
-		return err
-	}
-	x.messages = append(x.messages, req, rsp)
-	return nil
+	x.messages = append(x.messages, req, rsp) // also what is refused, for who looks into it
+	x.bad = err != nil
+	return err
 }
 
 // patient sends a request until it is answered otherwise than with a plea for

@@ -11,7 +11,7 @@ import (
 
 // Decode decodes one JSON value of at most limit bytes, refusing unknown
 // fields, duplicates of a key, trailing data, and versions other than current
-// (there is no older one yet).
+// and the one before it.
 func Decode(data []byte, limit, current int, v any) error {
 	if len(data) > limit {
 		return fmt.Errorf("%d bytes; the limit is %d", len(data), limit)
@@ -22,8 +22,8 @@ func Decode(data []byte, limit, current int, v any) error {
 	if err := json.Unmarshal(data, &head); err != nil {
 		return err
 	}
-	if head.Version != current {
-		return fmt.Errorf("version %d; this reader knows version %d: update it, or write that version", head.Version, current)
+	if head.Version < max(1, current-1) || head.Version > current {
+		return fmt.Errorf("version %d; this reader knows version %d and the one before: update it, or write that version", head.Version, current)
 	}
 	if err := uniqueKeys(data); err != nil {
 		return err
