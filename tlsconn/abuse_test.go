@@ -140,12 +140,20 @@ func TestSlowStreamsAndTooManyStreams(t *testing.T) {
 	require.ErrorAs(t, err, &re, "an open frame must be whole in time")
 	var silent []mux.Stream
 	for range 40 {
-		silent = append(silent, c.open())
+		s := c.open()
+		_, err := s.Write([]byte{0})
+		require.NoError(t, err)
+		silent = append(silent, s)
 	}
+	beyond := 0
 	for _, s := range silent {
 		_, err := s.Read(make([]byte, 1))
 		require.ErrorAs(t, err, &re, "no stream stays")
+		if re.Code == uint32(tlsconn.CodeLimit) {
+			beyond++
+		}
 	}
+	assert.GreaterOrEqual(t, beyond, 40-8, "streams beyond the limit are refused as such")
 	conn := r.dial("echo:7") // another node's tunnel goes on
 	_ = conn.Close()
 }

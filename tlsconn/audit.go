@@ -69,7 +69,7 @@ func (e *endpoint) event(ev TunnelEvent) {
 	if ev.Code != CodeOK {
 		level = slog.LevelWarn
 	}
-	e.cfg.Logger.Log(e.ctx, level, "tunnel "+ev.Type, slog.String("event", "tunnel_"+ev.Type), slog.String("side", string(ev.Side)),
+	e.cfg.Logger.Log(e.ctx, level, "tunnel "+ev.Type, slog.String("event", "tunnel."+ev.Type), slog.String("side", string(ev.Side)),
 		slog.String("peer", ev.Peer.String()), slog.String("remote", ev.Remote), slog.String("code", ev.Code.String()), slog.String("reason", ev.Reason))
 	if e.cfg.Events != nil {
 		e.cfg.Events(ev)
@@ -83,7 +83,7 @@ func (e *endpoint) audit(r FlowRecord) {
 	if r.Verdict != VerdictAllowed || r.Truncated {
 		level = slog.LevelWarn
 	}
-	e.cfg.Logger.Log(e.ctx, level, "flow", slog.String("event", "flow_"+r.Verdict), slog.String("flow", r.Flow), slog.String("side", string(r.Side)),
+	e.cfg.Logger.Log(e.ctx, level, "flow", slog.String("event", "flow."+r.Verdict), slog.String("flow", r.Flow), slog.String("side", string(r.Side)),
 		slog.String("node", r.Node.String()), slog.String("peer", r.Peer.String()), slog.String("target", r.Target), slog.String("addr", r.Addr), slog.String("rule", r.Rule),
 		slog.Uint64("policy_serial", r.PolicySerial), slog.String("decided_by", string(r.DecidedBy)), slog.String("end", r.End), slog.String("reason", r.Reason),
 		slog.Uint64("up", r.Up), slog.Uint64("down", r.Down), slog.Bool("truncated", r.Truncated), slog.Duration("duration", r.Duration))

@@ -167,6 +167,25 @@ func (c *secureConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// WriteAll writes head and then body, with one system call for both.
+func (c *secureConn) WriteAll(head, body []byte) error {
+	if len(body) == 0 {
+		_, err := c.Write(head)
+		return err
+	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	c.under.hold()
+	_, err := c.Conn.Write(head)
+	if err == nil {
+		_, err = c.Conn.Write(body)
+	}
+	if ferr := c.under.flush(); err == nil {
+		err = ferr
+	}
+	return err
+}
+
 // recordSize is the most plaintext that one TLS record holds.
 const recordSize = 16 << 10
 

@@ -253,7 +253,7 @@ func (e *endpoint) resolve(f *flow) ([]netip.Addr, error) {
 		// The final dot keeps search domains out of it.
 		found, err := e.cfg.Resolver.LookupNetIP(ctx, "ip", f.target.host+".")
 		if err != nil || len(found) == 0 {
-			e.cfg.Logger.Info("resolve", "event", "resolve_failed", "host", f.target.host, "error", err)
+			e.cfg.Logger.Info("resolve", "event", "resolve.failed", "host", f.target.host, "error", err)
 			return nil, e.refuse(f, CodeUnreachable, "the name does not resolve", nil)
 		}
 		addrs = addrs[:0]
@@ -291,7 +291,7 @@ func (e *endpoint) dial(f *flow, addrs []netip.Addr) (net.Conn, error) {
 		}
 		last = err
 	}
-	e.cfg.Logger.Info("dial", "event", "dial_failed", "target", f.target.String(), "error", last)
+	e.cfg.Logger.Info("dial", "event", "dial.failed", "target", f.target.String(), "error", last)
 	return nil, e.refuse(f, CodeUnreachable, "the destination does not answer", nil)
 }
 

@@ -12,7 +12,7 @@
 // TLS 1.3 (RFC 8446) with hybrid post-quantum key exchange, X.509 SPIFFE IDs
 // (SPIFFE-ID and X509-SVID), CRLs (RFC 5280), and exported keying material
 // (RFC 8446, 7.5) that binds a node's evidence to its session. Streams are
-// multiplexed by yamux.
+// multiplexed by the protocol of yamux.
 //
 // # What it defends against
 //

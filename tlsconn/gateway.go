@@ -85,7 +85,7 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 		case err != nil:
 			// Out of files, most likely: give what is open time to close.
 			backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
-			g.e.cfg.Logger.Warn("accept", "event", "accept_failed", "error", err, "retry_in", backoff)
+			g.e.cfg.Logger.Warn("accept", "event", "accept.failed", "error", err, "retry_in", backoff)
 			time.Sleep(backoff)
 			continue
 		}

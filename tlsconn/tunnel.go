@@ -64,7 +64,7 @@ func newTunnel(e *endpoint, conn *secureConn, peer Peer) (*tunnel, error) {
 	}
 	t.caps = e.caps.get(t.node, t.up)
 	l := e.cfg.Limits
-	s, err := mux.New(conn, e.side == AtNode, mux.Options{MaxStreams: uint32(l.MaxStreams), Window: uint32(l.StreamWindow), KeepAlive: keepAlive, WriteTimeout: writeTimeout})
+	s, err := mux.New(conn, e.side == AtNode, mux.Options{MaxStreams: uint32(l.MaxStreams), Window: uint32(l.StreamWindow), KeepAlive: keepAlive, WriteTimeout: writeTimeout, LimitCode: uint32(CodeLimit)})
 	if err != nil {
 		conn.abort()
 		return nil, err

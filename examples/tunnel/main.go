@@ -172,18 +172,18 @@ func serve(ctx context.Context, hup <-chan os.Signal, o *options, log *slog.Logg
 			select {
 			case <-hup:
 				if err := t.reload(); err != nil {
-					log.Error("reload failed, the old configuration stays", "event", "reload_failed", "error", err)
+					log.Error("reload failed, the old configuration stays", "event", "reload.failed", "error", err)
 					t.m.reloads.WithLabelValues("failed").Inc()
 					continue
 				}
 				t.m.reloads.WithLabelValues("ok").Inc()
-				log.Warn("reloaded", "event", "reloaded")
+				log.Warn("reloaded", "event", "reload.done")
 			case <-ctx.Done():
 				return
 			}
 		}
 	}()
-	log.Warn("listening", "event", "listening", "address", ln.Addr().String(), "identity", t.cfg.Identity.ID().String(), "mux", o.mux)
+	log.Warn("listening", "event", "tunnel.listening", "address", ln.Addr().String(), "identity", t.cfg.Identity.ID().String(), "mux", o.mux)
 	switch {
 	case !o.mux:
 		return t.plain(ctx, ln)

@@ -35,7 +35,7 @@ func (t *tunnel) gateway(ctx context.Context, ln net.Listener) error {
 			relays.Go(func() {
 				far, err := d.DialContext(end, "tcp", t.o.target)
 				if err != nil {
-					t.log.Warn("target", "event", "dial_failed", "error", err)
+					t.log.Warn("target", "event", "dial.failed", "error", err)
 					_ = c.(interface{ Reset() error }).Reset()
 					return
 				}
@@ -53,7 +53,7 @@ func (t *tunnel) gateway(ctx context.Context, ln net.Listener) error {
 		_ = ln.Close()
 		dctx, cancel := context.WithTimeout(context.Background(), t.o.drain)
 		if derr := g.Shutdown(dctx); derr != nil {
-			t.log.Warn("drain", "event", "drain_timeout", "error", derr)
+			t.log.Warn("drain", "event", "drain.timeout", "error", derr)
 		}
 		cancel()
 		<-served

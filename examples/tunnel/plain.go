@@ -70,7 +70,7 @@ func (t *tunnel) plain(ctx context.Context, ln net.Listener) error {
 			near, far, err := t.connect(fctx, c, f)
 			<-slots
 			if err != nil {
-				t.log.Warn("refused", "event", "flow_denied", "remote", c.RemoteAddr().String(), "error", err)
+				t.log.Warn("refused", "event", "flow.denied", "remote", c.RemoteAddr().String(), "error", err)
 				t.m.flows.WithLabelValues(tlsconn.VerdictDenied, "refused").Inc()
 				return
 			}
@@ -91,7 +91,7 @@ func (t *tunnel) plain(ctx context.Context, ln net.Listener) error {
 			t.m.flows.WithLabelValues(tlsconn.VerdictAllowed, result).Inc()
 			t.m.bytes.WithLabelValues("up").Add(float64(up))
 			t.m.bytes.WithLabelValues("down").Add(float64(down))
-			t.log.Info("flow", "event", "flow_"+tlsconn.VerdictAllowed, "peer", f.peer.ID.String(), "up", up, "down", down, "end", result, "error", err, "duration", time.Since(start))
+			t.log.Info("flow", "event", "flow."+tlsconn.VerdictAllowed, "peer", f.peer.ID.String(), "up", up, "down", down, "end", result, "error", err, "duration", time.Since(start))
 		})
 	}
 	drained := make(chan struct{})
@@ -99,7 +99,7 @@ func (t *tunnel) plain(ctx context.Context, ln net.Listener) error {
 	select {
 	case <-drained:
 	case <-time.After(t.o.drain):
-		t.log.Warn("flows are cut, draining took too long", "event", "drain_timeout")
+		t.log.Warn("flows are cut, draining took too long", "event", "drain.timeout")
 	}
 	stop()
 	<-drained

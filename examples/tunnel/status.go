@@ -61,6 +61,6 @@ func (t *tunnel) serveStatus() (func(), error) {
 	})
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	go func() { _ = s.Serve(ln) }()
-	t.log.Warn("status", "event", "status_listening", "address", ln.Addr().String())
+	t.log.Warn("status", "event", "status.listening", "address", ln.Addr().String())
 	return func() { _ = s.Close() }, nil
 }

@@ -1,26 +1,32 @@
-// Package mux is the small interface behind which a tunnel's streams live, so
-// that the multiplexer can be replaced. The implementation is yamux (the
-// libp2p variant): no receive window is shared between streams, a cut session
-// is never an end of file, and resets carry a code.
+// Package mux is the multiplexer of a tunnel's streams. It speaks the protocol
+// of yamux (the libp2p variant, in which resets and the end of a session carry
+// a code), so that it interoperates with github.com/libp2p/go-yamux/v5, and
+// adds what a tunnel needs:
+//
+//   - What is small goes first. Window updates, answers, resets and short writes
+//     overtake the frames of bulk streams, which take turns one frame at a time.
+//   - What waits together is written together: one record, one system call.
+//   - A stream's payload is not copied on its way out, and no goroutine is woken
+//     to send it when no one else sends.
+//   - No receive window is shared, so a stream that nobody reads costs its own
+//     window and slows no other. Memory is bounded by streams × window, however
+//     small the pieces are in which it comes.
+//
+// A session that was cut is never an end of file.
 package mux
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
 	"time"
-
-	"github.com/libp2p/go-yamux/v5"
 )
 
 // Session is one connection's set of streams.
 type Session interface {
 	Open(ctx context.Context) (Stream, error)
 	Accept() (Stream, error)
-	NumStreams() int
 	// Abort ends the session and tells the peer the code if the connection
 	// still takes it. It may block while a write is stuck; closing the
 	// connection below unblocks it.
@@ -57,118 +63,57 @@ func (e *ResetError) Error() string {
 // ErrCut says that the session ended without a code: the connection was lost.
 var ErrCut = errors.New("session cut")
 
+// errProtocol says that the peer broke the protocol; the session is cut.
+var errProtocol = errors.New("multiplexing protocol broken")
+
 // Options bound a session.
 type Options struct {
 	MaxStreams   uint32 // incoming, concurrent
 	Window       uint32 // bytes that one stream may have unread
 	KeepAlive    time.Duration
-	WriteTimeout time.Duration // a connection that takes no byte for so long is dead
+	WriteTimeout time.Duration // a connection that takes or brings no byte for so long is dead
+	LimitCode    uint32        // of the reset of streams beyond MaxStreams
 }
 
 // frameSize is the most that one stream sends before the next gets its turn.
 const frameSize = 64 << 10
 
 // MaxPayload is what one frame carries; its header has twelve bytes.
-const MaxPayload = frameSize - 12
-
-// readBuffer is the size of the session's read buffer in bytes.
-const readBuffer = 64 << 10
-
-// backlog is how many streams may wait to be accepted.
-const backlog = 64
+const MaxPayload = frameSize - headerSize
 
 // MinWindow is the smallest window that the protocol knows.
 const MinWindow = 256 << 10
 
-// New starts a session over conn. It owns conn.
-func New(conn net.Conn, client bool, o Options) (Session, error) {
-	c := yamux.DefaultConfig()
-	c.AcceptBacklog = backlog
-	c.MaxIncomingStreams = o.MaxStreams
-	c.InitialStreamWindowSize = MinWindow
-	c.MaxStreamWindowSize = o.Window
-	c.EnableKeepAlive = true
-	c.KeepAliveInterval = o.KeepAlive
-	c.ConnectionWriteTimeout = o.WriteTimeout
-	c.MaxMessageSize = frameSize
-	c.ReadBufSize = readBuffer
-	c.LogOutput = io.Discard
-	start := yamux.Server
-	if client {
-		start = yamux.Client
-	}
-	s, err := start(conn, c, nil)
-	if err != nil {
-		return nil, err
-	}
-	return session{s}, nil
+// Frames: a header of version, type, flags, stream and length, big-endian.
+const (
+	headerSize = 12
+
+	typeData   = 0 // length bytes follow
+	typeWindow = 1 // length is how many bytes more may be sent, or a reset's code
+	typePing   = 2 // length is echoed
+	typeGoAway = 3 // length is a code
+
+	flagSYN = 1
+	flagACK = 2
+	flagFIN = 4
+	flagRST = 8
+
+	goAwayProtocol = 1
+)
+
+type header [headerSize]byte
+
+func (h *header) kind() byte     { return h[1] }
+func (h *header) flags() uint16  { return uint16(h[2])<<8 | uint16(h[3]) }
+func (h *header) id() uint32     { return be32(h[4:]) }
+func (h *header) length() uint32 { return be32(h[8:]) }
+
+func be32(b []byte) uint32 {
+	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
 }
 
-type session struct{ s *yamux.Session }
-
-func (s session) Open(ctx context.Context) (Stream, error) {
-	st, err := s.s.OpenStream(ctx)
-	if err != nil {
-		return nil, translate(err)
-	}
-	return stream{st}, nil
-}
-
-func (s session) Accept() (Stream, error) {
-	st, err := s.s.AcceptStream()
-	if err != nil {
-		return nil, translate(err)
-	}
-	return stream{st}, nil
-}
-
-func (s session) NumStreams() int         { return s.s.NumStreams() }
-func (s session) Abort(code uint32) error { return s.s.CloseWithError(code) }
-func (s session) Done() <-chan struct{}   { return s.s.CloseChan() }
-
-type stream struct{ *yamux.Stream }
-
-func (s stream) Read(b []byte) (int, error) {
-	n, err := s.Stream.Read(b)
-	if n > 0 {
-		// What follows a window update that could not be sent shows in the
-		// next read; the bytes are good.
-		return n, nil
-	}
-	return n, translate(err)
-}
-
-func (s stream) Write(b []byte) (int, error) {
-	n, err := s.Stream.Write(b)
-	return n, translate(err)
-}
-
-func (s stream) CloseWrite() error       { return translate(s.Stream.CloseWrite()) }
-func (s stream) Reset(code uint32) error { return translate(s.ResetWithError(code)) }
-
-// translate keeps io.EOF (a clean end of the stream) apart from every other
-// end, and takes yamux's types off.
-func translate(err error) error {
-	var se *yamux.StreamError
-	var ga *yamux.GoAwayError
-	switch {
-	case err == nil || err == io.EOF:
-		return err
-	case errors.As(err, &se):
-		return &ResetError{Code: se.ErrorCode, Remote: se.Remote}
-	case errors.As(err, &ga):
-		if ga.ErrorCode == 0 {
-			return ErrCut
-		}
-		return &ResetError{Code: ga.ErrorCode, Remote: ga.Remote, Session: true}
-	case errors.Is(err, yamux.ErrTimeout):
-		return os.ErrDeadlineExceeded
-	case errors.Is(err, yamux.ErrStreamClosed):
-		return net.ErrClosed
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
-	case errors.Is(err, yamux.ErrStreamReset) && !errors.Is(err, yamux.ErrSessionShutdown) && err.Error() == yamux.ErrStreamReset.Error():
-		return &ResetError{Remote: true}
-	}
-	return fmt.Errorf("%w: %w", ErrCut, err)
+func appendHeader(b []byte, kind byte, flags uint16, id, length uint32) []byte {
+	return append(b, 0, kind, byte(flags>>8), byte(flags),
+		byte(id>>24), byte(id>>16), byte(id>>8), byte(id),
+		byte(length>>24), byte(length>>16), byte(length>>8), byte(length))
 }

@@ -1,0 +1,299 @@
+package mux
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+const (
+	// smallWrite is the longest write that goes first, in bytes.
+	smallWrite = 4 << 10
+	// urgentRoom is how many bytes of small writes may wait; more take turns.
+	urgentRoom = 32 << 10
+	// urgentLimit is how many bytes may wait in all; a peer that makes us owe it
+	// more answers does not read.
+	urgentLimit = 1 << 20
+	// copyBelow is the longest payload that is copied to be sent with its header.
+	copyBelow = 8 << 10
+	// leadFor is after how many rounds for others a writer goes its own way.
+	leadFor = 4
+)
+
+var (
+	errDeadline = os.ErrDeadlineExceeded
+	errDeaf     = errors.New("the peer does not read what it is owed")
+)
+
+// sender lets one goroutine at a time write to the connection: whoever has
+// something to send when no one else does.
+type sender struct {
+	conn    net.Conn
+	gather  func(head, body []byte) error // writes both, with one system call if it can
+	timeout time.Duration
+	failed  func(error) // called without the lock
+
+	mu      sync.Mutex
+	writing bool   // someone is the one who writes
+	urgent  []byte // whole frames that go first
+	spare   []byte // a buffer for urgent to grow into
+	first   *turn  // bulk frames, in turn
+	last    *turn
+	err     error         // nothing is sent any more
+	parting []byte        // the frame to end with
+	parted  chan struct{} // closed when the last word is written, or cannot be
+
+	deadline time.Time // owned by the one who writes
+}
+
+// turn is one bulk frame and the goroutine that waits to send it.
+type turn struct {
+	head header
+	body []byte
+	next *turn
+	wake chan struct{} // gets one token, when lead or err is set
+	lead bool          // its goroutine is the one who writes now
+	err  error
+}
+
+var turns = sync.Pool{New: func() any { return &turn{wake: make(chan struct{}, 1)} }}
+
+// now sends frames that go first, at once when no one writes.
+func (s *sender) now(frames []byte) error { return s.enqueue(frames, func() { s.write(nil) }) }
+
+// answer is now for the goroutine that reads, which must not wait for the
+// connection.
+func (s *sender) answer(frames []byte) error {
+	return s.enqueue(frames, func() { go s.write(nil) })
+}
+
+func (s *sender) enqueue(frames []byte, write func()) error {
+	s.mu.Lock()
+	if s.err != nil || len(s.urgent)+len(frames) > urgentLimit {
+		err := s.err
+		s.mu.Unlock()
+		if err == nil {
+			err = errDeaf
+			s.failed(err)
+		}
+		return err
+	}
+	s.urgent = append(s.urgent, frames...)
+	idle := !s.writing
+	s.writing = true
+	s.mu.Unlock()
+	if idle {
+		write()
+	}
+	return nil
+}
+
+// data sends a data frame, with the frames of before ahead of it. It returns when
+// the frame is written or, for a short one, when it will be without waiting for
+// others. cancel ends the wait for its turn.
+func (s *sender) data(before []byte, h header, body []byte, cancel <-chan struct{}) error {
+	s.mu.Lock()
+	if s.err != nil {
+		err := s.err
+		s.mu.Unlock()
+		return err
+	}
+	s.urgent = append(s.urgent, before...)
+	idle := !s.writing
+	s.writing = true
+	if len(body) <= smallWrite && len(s.urgent) <= urgentRoom {
+		s.urgent = append(append(s.urgent, h[:]...), body...)
+		s.mu.Unlock()
+		if idle {
+			s.write(nil)
+		}
+		return nil
+	}
+	t := turns.Get().(*turn)
+	*t = turn{head: h, body: body, wake: t.wake, lead: idle}
+	if !idle {
+		if s.last == nil {
+			s.first = t
+		} else {
+			s.last.next = t
+		}
+		s.last = t
+	}
+	s.mu.Unlock()
+	if !idle {
+		select {
+		case <-t.wake:
+		case <-cancel:
+			if s.withdraw(t) {
+				turns.Put(t)
+				return errDeadline
+			}
+			<-t.wake
+		}
+	}
+	if t.lead {
+		s.write(t)
+	}
+	err := t.err
+	t.body = nil
+	turns.Put(t)
+	return err
+}
+
+// withdraw takes back a frame whose turn has not come.
+func (s *sender) withdraw(t *turn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var before *turn
+	for q := s.first; q != nil; before, q = q, q.next {
+		if q != t {
+			continue
+		}
+		if before == nil {
+			s.first = t.next
+		} else {
+			before.next = t.next
+		}
+		if s.last == t {
+			s.last = before
+		}
+		return true
+	}
+	return false
+}
+
+// take takes the first frame in turn. It is called with the lock held.
+func (s *sender) take() *turn {
+	t := s.first
+	if s.first, t.next = t.next, nil; s.first == nil {
+		s.last = nil
+	}
+	return t
+}
+
+// write is called by the one who writes. It sends what goes first and its own
+// frame, if it has one, and then lets whose turn it is go on.
+func (s *sender) write(own *turn) {
+	for round := 0; ; round++ {
+		s.mu.Lock()
+		switch {
+		case s.err != nil:
+			s.finish(own)
+			return
+		case own != nil:
+		case s.first != nil:
+			t := s.take()
+			t.lead = true
+			s.mu.Unlock()
+			t.wake <- struct{}{}
+			return
+		case len(s.urgent) == 0:
+			s.writing = false
+			s.mu.Unlock()
+			return
+		case round >= leadFor:
+			s.mu.Unlock()
+			go s.write(nil)
+			return
+		}
+		head := s.urgent
+		s.urgent, s.spare = s.spare[:0], nil
+		s.mu.Unlock()
+
+		var body []byte
+		if own != nil {
+			head = append(head, own.head[:]...)
+			if body = own.body; len(body) < copyBelow {
+				head, body = append(head, body...), nil
+			}
+		}
+		err := s.put(head, body)
+		if own != nil {
+			own.err, own = err, nil
+		}
+		s.mu.Lock()
+		if cap(head) <= 2*urgentRoom {
+			s.spare = head[:0]
+		}
+		s.mu.Unlock()
+		if err != nil {
+			s.failed(err) // which stops this sender
+			s.stop(err)
+		}
+	}
+}
+
+// stop lets nothing be sent any more.
+func (s *sender) stop(err error) {
+	s.mu.Lock()
+	if s.err == nil {
+		s.err = err
+	}
+	if s.writing {
+		s.mu.Unlock() // the one who writes finds it
+		return
+	}
+	s.finish(nil)
+}
+
+// part sends a last frame, in place of all that waits, and nothing after it. It
+// returns when that is written or cannot be.
+func (s *sender) part(frame []byte, err error) {
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		return
+	}
+	s.err, s.parting = err, frame
+	done := make(chan struct{})
+	s.parted = done
+	idle := !s.writing
+	s.writing = true
+	s.mu.Unlock()
+	if idle {
+		s.write(nil)
+	}
+	<-done
+}
+
+// finish fails all that waits, and ends writing. It is called with the lock held
+// by the one who writes, or when no one does, and lets the lock go.
+func (s *sender) finish(own *turn) {
+	if f := s.parting; f != nil {
+		s.parting = nil
+		s.mu.Unlock()
+		_ = s.put(f, nil)
+		s.mu.Lock()
+	}
+	var list []*turn
+	for s.first != nil {
+		t := s.take()
+		t.err = s.err
+		list = append(list, t)
+	}
+	if own != nil {
+		own.err = s.err
+	}
+	s.urgent, s.spare, s.writing = nil, nil, false
+	if s.parted != nil {
+		close(s.parted)
+		s.parted = nil
+	}
+	s.mu.Unlock()
+	for _, t := range list {
+		t.wake <- struct{}{}
+	}
+}
+
+// put writes to the connection; the deadline is renewed when half of it is over.
+func (s *sender) put(head, body []byte) error {
+	if now := time.Now(); s.deadline.Sub(now) < s.timeout/2 {
+		s.deadline = now.Add(s.timeout)
+		if err := s.conn.SetWriteDeadline(s.deadline); err != nil {
+			return err
+		}
+	}
+	return s.gather(head, body)
+}
