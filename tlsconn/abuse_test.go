@@ -40,8 +40,7 @@ func (c *captured) open(frames ...string) mux.Stream {
 	_ = s.SetReadDeadline(time.Now().Add(10 * time.Second))
 	for _, f := range frames {
 		b := binary.BigEndian.AppendUint32(nil, uint32(len(f)))
-		_, err = s.Write(append(b, f...))
-		require.NoError(c.t, err)
+		_, _ = s.Write(append(b, f...)) // the gateway may have had enough
 	}
 	return s
 }

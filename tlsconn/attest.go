@@ -10,10 +10,12 @@ import (
 	"github.com/trusttree/trusttree/tlsconn/internal/mux"
 )
 
-// nodeExporter is the label of the keying material that a node's evidence is
-// bound to. The gateway's own evidence would use another, so that neither
-// can be reflected as the other's.
-const nodeExporter = "EXPORTER-trusttree-attest-node"
+// The labels of the keying material that evidence is bound to, by whose evidence
+// it is, so that neither end's can be reflected as the other's.
+const (
+	nodeExporter    = "EXPORTER-trusttree-attest-node"
+	gatewayExporter = "EXPORTER-trusttree-attest-gateway"
+)
 
 // minBindContext is the shortest verifier nonce in bytes.
 const minBindContext = 16
@@ -25,9 +27,14 @@ type (
 	verifyFunc = func(ctx context.Context, peer Peer, stream io.ReadWriter, bind func(context []byte) ([]byte, error)) (until time.Time, err error)
 )
 
+// binder returns what binds the evidence of one side to this session.
+func (t *tunnel) binder(label string) func([]byte) ([]byte, error) {
+	return func(context []byte) ([]byte, error) { return t.bind(label, context) }
+}
+
 // bind returns 32 bytes that only the two ends of this TLS session can compute
 // (RFC 8446 7.5). Any failure means that there must be no evidence.
-func (t *tunnel) bind(context []byte) ([]byte, error) {
+func (t *tunnel) bind(label string, context []byte) ([]byte, error) {
 	if len(context) < minBindContext {
 		return nil, fmt.Errorf("tlsconn: bind: context of %d bytes, a verifier nonce has at least %d", len(context), minBindContext)
 	}
@@ -35,7 +42,7 @@ func (t *tunnel) bind(context []byte) ([]byte, error) {
 		return nil, err
 	}
 	cs := t.conn.ConnectionState()
-	b, err := cs.ExportKeyingMaterial(nodeExporter, context, 32)
+	b, err := cs.ExportKeyingMaterial(label, context, 32)
 	if err != nil {
 		return nil, fmt.Errorf("tlsconn: bind: %w", err)
 	}
@@ -76,7 +83,7 @@ func (t *tunnel) attest() error {
 	if err := writeFrame(s, openFrame{Version: wireVersion, Kind: kindAttest}); err != nil {
 		return err
 	}
-	if err := t.e.attest(ctx, s, t.bind); err != nil {
+	if err := t.e.attest(ctx, s, t.binder(nodeExporter)); err != nil {
 		_ = s.Reset(uint32(CodeNotAttested))
 		return err
 	}
@@ -96,7 +103,7 @@ func (t *tunnel) appraise(s mux.Stream) {
 	ctx, cancel := t.context(t.e.cfg.Limits.AttestTimeout)
 	defer cancel()
 	stop := bindStream(ctx, s)
-	until, err := t.e.verify(ctx, t.Peer(), s, t.bind)
+	until, err := t.e.verify(ctx, t.Peer(), s, t.binder(nodeExporter))
 	stop()
 	t.mu.Lock()
 	t.attesting = false

@@ -27,8 +27,9 @@ type FlowRecord struct {
 	Code          Code          `json:"code"`
 	End           string        `json:"end"` // Code's name; "ok" is a clean end both ways
 	Reason        string        `json:"reason,omitempty"`
-	Up            uint64        `json:"up"`   // bytes from the end that opened the flow
-	Down          uint64        `json:"down"` // bytes to it
+	Up            uint64        `json:"up"`                // bytes from the end that opened the flow
+	Down          uint64        `json:"down"`              // bytes to it
+	Dropped       uint64        `json:"dropped,omitempty"` // datagrams beyond Limits.PacketsPerSecond, at this end
 	Truncated     bool          `json:"truncated"`
 	Start         time.Time     `json:"start"`
 	Duration      time.Duration `json:"duration"` // nanoseconds

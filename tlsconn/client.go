@@ -33,6 +33,12 @@ type ClientConfig struct {
 	// evidence that covers them is evidence about this session's node. When bind
 	// fails, there must be no evidence.
 	Attest func(ctx context.Context, stream io.ReadWriter, bind func(context []byte) ([]byte, error)) error
+	// Verify is the node's appraisal of the gateway's own evidence, as
+	// GatewayConfig.Verify is of the node's; bind is over the label
+	// EXPORTER-trusttree-attest-gateway, so that the node's evidence sent back is
+	// not taken for the gateway's. Nil asks the gateway for its certificate only.
+	// With it, no flow passes before, and none after the time it returned.
+	Verify func(ctx context.Context, gateway Peer, stream io.ReadWriter, bind func(context []byte) ([]byte, error)) (until time.Time, err error)
 	// MaxAge is how long a tunnel is used before another takes its place;
 	// 12 h when zero. The node varies it by a fifth, so that a fleet spreads.
 	MaxAge time.Duration
@@ -78,7 +84,7 @@ func NewClient(c ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.attest = c.Attest
+	e.attest, e.verify = c.Attest, c.Verify
 	return &Client{e: e, c: c, changed: make(chan struct{})}, nil
 }
 
@@ -191,6 +197,9 @@ func (c *Client) establish(ctx context.Context, gateway string) (*tunnel, error)
 		t.run(ctl)
 		t.wait()
 	})
+	if t.asksGateway() {
+		t.askGateway()
+	}
 	if t.needs {
 		t.startAttest()
 	} else {
@@ -267,6 +276,16 @@ func (c *Client) tunnel(ctx context.Context) (*tunnel, error) {
 			return nil, &RefusedError{Code: CodeClosed, Side: AtNode, Reason: "the client is closed"}
 		}
 	}
+}
+
+// Reattest asks the gateway for fresh evidence of its own. Without Verify it does
+// nothing. The tunnel is cut when the evidence is not good.
+func (c *Client) Reattest() {
+	c.e.each(func(t *tunnel) {
+		if t.asksGateway() {
+			t.askGateway()
+		}
+	})
 }
 
 // Wait returns when a tunnel is ready for flows, with its gateway, or when ctx

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"sync"
+
+	"golang.org/x/time/rate"
 )
 
 // maxDatagram is the largest datagram that passes, in bytes.
@@ -23,12 +25,32 @@ type packetConn struct {
 	rmu  sync.Mutex
 	wmu  sync.Mutex
 	head [2]byte
+	pace *rate.Limiter // of what arrives; nil: unlimited
+}
+
+func newPacketConn(c *flowConn) *packetConn {
+	p := &packetConn{flowConn: c}
+	if n := c.f.t.e.cfg.Limits.PacketsPerSecond; n > 0 {
+		p.pace = rate.NewLimiter(rate.Limit(n), n)
+	}
+	return p
 }
 
 // Read reads one datagram; what does not fit into b is lost, as with UDP.
+// Datagrams beyond the flow's rate are dropped, as a network would.
 func (c *packetConn) Read(b []byte) (int, error) {
 	c.rmu.Lock()
 	defer c.rmu.Unlock()
+	for {
+		n, err := c.read(b)
+		if err != nil || c.pace == nil || c.pace.Allow() {
+			return n, err
+		}
+		c.f.dropped.Add(1)
+	}
+}
+
+func (c *packetConn) read(b []byte) (int, error) {
 	if _, err := io.ReadFull(c.flowConn, c.head[:]); err != nil {
 		return 0, err
 	}

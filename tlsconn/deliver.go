@@ -38,7 +38,7 @@ func (t *tunnel) open(ctx context.Context, tg target) (net.Conn, error) {
 	}
 	c := newFlowConn(f, s)
 	if tg.proto == UDP {
-		return &packetConn{flowConn: c}, nil
+		return newPacketConn(c), nil
 	}
 	if f.inspects() {
 		c.inspection = &inspection{f: f}
@@ -199,7 +199,7 @@ func (t *tunnel) deliver(f *flow, s mux.Stream) error {
 		return err
 	}
 	if f.target.proto == UDP {
-		relayPackets(&packetConn{flowConn: newFlowConn(f, s)}, far)
+		relayPackets(newPacketConn(newFlowConn(f, s)), far)
 		return nil
 	}
 	_, _, _ = Relay(t.e.ctx, newFlowConn(f, s), far)
@@ -214,6 +214,11 @@ func (t *tunnel) deliverInspected(f *flow, s mux.Stream, addrs []netip.Addr) err
 	}
 	c := newFlowConn(f, s)
 	head, err := c.readHead()
+	if err == nil {
+		if c.guard = f.guard(); c.guard != nil {
+			head, err = c.guard.pass(head)
+		}
+	}
 	var far net.Conn
 	if err == nil {
 		far, err = t.e.dial(f, addrs)

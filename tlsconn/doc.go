@@ -32,8 +32,8 @@
 // An attested node may send false content through the flows it is allowed: the
 // policy and the caps bound what that reaches. Code on the node that goes round
 // this package is stopped by the kernel rules that sub-package confine
-// generates, not by this one. CRL numbers are remembered while the store lives;
-// load the newest list at start.
+// generates, not by this one. CRL numbers are remembered over restarts only with
+// a TrustOptions.CRLs store.
 //
 // # Compatibility
 //

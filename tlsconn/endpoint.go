@@ -19,8 +19,8 @@ const watchInterval = 500 * time.Millisecond
 type endpoint struct {
 	cfg    Config
 	side   Side
-	attest attestFunc // the node's hook
-	verify verifyFunc // the gateway's hook
+	attest attestFunc // gives this end's evidence
+	verify verifyFunc // appraises the far end's
 	caps   capTable
 	fleet  fleetTable
 	own    []netip.AddrPort // listen addresses, never a destination
@@ -217,7 +217,7 @@ func (l *serviceListener) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.conns:
 		if c.f.target.proto == UDP {
-			return &packetConn{flowConn: c}, nil
+			return newPacketConn(c), nil
 		}
 		return c, nil
 	case <-l.done:

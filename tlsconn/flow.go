@@ -25,6 +25,7 @@ type flow struct {
 	release []func() // places in caps
 	out     atomic.Uint64
 	in      atomic.Uint64
+	dropped atomic.Uint64 // datagrams
 
 	mu     sync.Mutex
 	q      Flow     // what the policy was last asked
@@ -191,7 +192,7 @@ func (f *flow) record(code Code, reason string) FlowRecord {
 	if f.d.Report {
 		r.Verdict = VerdictReport
 	}
-	r.Up, r.Down = f.in.Load(), f.out.Load()
+	r.Up, r.Down, r.Dropped = f.in.Load(), f.out.Load(), f.dropped.Load()
 	if f.opener {
 		r.Up, r.Down = r.Down, r.Up
 	}

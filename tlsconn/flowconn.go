@@ -27,6 +27,12 @@ type flowConn struct {
 	rmu        sync.Mutex // one reader at a time: the stream wakes only one
 	imu        sync.Mutex
 	inspection *inspection // at the opener, until its first bytes have passed
+
+	// guard, when not nil, sees what the opener sends: under imu at the opener,
+	// under rmu at the other end, where passed may go on.
+	guard  *httpGuard
+	passed []byte
+	gbuf   []byte
 }
 
 func newFlowConn(f *flow, s mux.Stream) *flowConn {
@@ -41,6 +47,9 @@ func (c *flowConn) Read(b []byte) (int, error) {
 	defer c.rmu.Unlock()
 	if c.closed.Load() {
 		return 0, net.ErrClosed
+	}
+	if c.guard != nil && !c.f.opener {
+		return c.readGuarded(b)
 	}
 	n, err := c.s.Read(b)
 	if c.closed.Load() {
@@ -74,7 +83,22 @@ func (c *flowConn) Write(b []byte) (int, error) {
 		}
 		return len(b), nil
 	}
-	return c.write(b)
+	return c.writeGuarded(b)
+}
+
+// writeGuarded writes what the guard lets pass, at the opener.
+func (c *flowConn) writeGuarded(b []byte) (int, error) {
+	if c.guard == nil || !c.f.opener {
+		return c.write(b)
+	}
+	passed, err := c.guard.pass(b)
+	if err != nil {
+		return 0, c.guarded(err)
+	}
+	if _, err := c.write(passed); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 // inspect holds first bytes back until this end's policy has seen enough.
@@ -88,8 +112,8 @@ func (c *flowConn) inspect(b []byte, final bool) error {
 		return nil
 	}
 	head := c.inspection.head
-	c.inspection = nil
-	_, err = c.write(head)
+	c.inspection, c.guard = nil, c.f.guard()
+	_, err = c.writeGuarded(head)
 	return err
 }
 
@@ -169,6 +193,9 @@ func (c *flowConn) CloseWrite() error {
 		if err := c.inspect(nil, true); err != nil {
 			return err
 		}
+	}
+	if c.guard != nil && c.f.opener && why == CodeOK && !c.guard.whole() {
+		return c.guarded(fmt.Errorf("%w: it ends within a request", errHTTP))
 	}
 	if why != CodeOK {
 		// The reset is on its way; a clean end must not overtake it.

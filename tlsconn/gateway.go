@@ -23,6 +23,9 @@ type GatewayConfig struct {
 	// error, or a time that has passed, cuts the tunnel; its text goes into the
 	// audit, not to the node. Required, unless InsecureNoAttestation.
 	Verify func(ctx context.Context, peer Peer, stream io.ReadWriter, bind func(context []byte) ([]byte, error)) (until time.Time, err error)
+	// Attest gives the gateway's own evidence to nodes that ask for it
+	// (ClientConfig.Verify). Nil refuses them.
+	Attest func(ctx context.Context, stream io.ReadWriter, bind func(context []byte) ([]byte, error)) error
 	// InsecureNoAttestation admits nodes by certificate alone.
 	InsecureNoAttestation bool
 }
@@ -45,7 +48,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.verify = c.Verify
+	e.verify, e.attest = c.Verify, c.Attest
 	return &Gateway{e: e, halfs: make(chan struct{}, e.cfg.Limits.MaxHandshakes), source: sourceRates{perSecond: e.cfg.Limits.HandshakesPerIP}}, nil
 }
 

@@ -1,14 +1,12 @@
 package tlsconn
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -55,7 +53,7 @@ func (i *inspection) see(b []byte, final bool) (done bool, err error) {
 	}
 	// What could not be recognised has no name, and no rule on names matches it.
 	if err := i.f.decide(func(q *Flow) {
-		q.Inspected, q.SNI, q.ALPN, q.HTTPHost = true, s.sni, s.alpn, s.host
+		q.Inspected, q.SNI, q.ALPN, q.HTTPHost, q.hides = true, s.sni, s.alpn, s.host, s.hides
 	}); err != nil {
 		return false, err
 	}
@@ -105,6 +103,8 @@ type sniffed struct {
 	sni  string
 	alpn []string
 	host string
+	// hides is the protocol that the bytes speak when they hide what is asked for.
+	hides string
 }
 
 // sniff recognises TLS and HTTP/1. known is false while more bytes may tell.
@@ -132,11 +132,16 @@ var errSniffed = errors.New("sniffed")
 func sniffTLS(head []byte) (s sniffed, known bool) {
 	c := &headConn{r: bytes.NewReader(head)}
 	err := tls.Server(c, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-		if !slices.Contains(h.Extensions, extensionECH) {
-			s.sni, s.alpn = cleanHost(h.ServerName), slices.Clone(h.SupportedProtos)
+		if slices.Contains(h.Extensions, extensionECH) {
+			s.hides = hidesTLS
+			return nil, errSniffed
 		}
+		s.sni, s.alpn = cleanHost(h.ServerName), slices.Clone(h.SupportedProtos)
 		return nil, errSniffed
 	}}).Handshake()
+	if !errors.Is(err, errSniffed) {
+		s.hides = hidesTLS
+	}
 	return s, errors.Is(err, errSniffed) || !c.starved
 }
 
@@ -146,19 +151,18 @@ func sniffHTTP(head []byte) (s sniffed, known bool) {
 	if end < 0 {
 		line, _, whole := bytes.Cut(head, []byte("\r\n"))
 		if whole && !bytes.Contains(line, []byte(" HTTP/1.")) || bytes.ContainsFunc(head, func(r rune) bool { return r < ' ' && r != '\r' && r != '\n' && r != '\t' }) {
+			if bytes.Contains(line, []byte(" HTTP/")) {
+				s.hides = hidesHTTP
+			}
 			return s, true // not HTTP/1
 		}
+		s.hides = hidesHTTP
 		return s, false
 	}
-	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(head[:end+4])))
-	if err != nil || r.ProtoMajor != 1 || r.Method == http.MethodConnect {
-		return s, true
+	_, host, err := readRequestHead(head[:end+4])
+	if s.host = host; err != nil {
+		s.hides = hidesHTTP
 	}
-	host := r.Host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	s.host = cleanHost(host)
 	return s, true
 }
 

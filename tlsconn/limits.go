@@ -33,6 +33,10 @@ type Limits struct {
 	BytesPerDay    int64 // both ways together, per UTC day; 100 GiB
 	Destinations   int   // distinct destinations within ten minutes (scans); 64
 
+	// PacketsPerSecond is for each UDP flow and each way, in bursts of as many;
+	// more are dropped and counted in the flow's record; 2000. May be Unlimited.
+	PacketsPerSecond int
+
 	// Caps per dialled destination (address and port), over all nodes together,
 	// so that a captured fleet is no weapon. Both may be Unlimited.
 	FlowsPerDestination int // at once; 1024
@@ -55,6 +59,7 @@ func (l Limits) complete() (Limits, error) {
 	def(&l.BytesPerSecond, 128<<20)
 	def(&l.BytesPerDay, 100<<30)
 	def(&l.Destinations, 64)
+	def(&l.PacketsPerSecond, 2000)
 	def(&l.FlowsPerDestination, 1024)
 	def(&l.RatePerDestination, 200)
 	if l.HandshakeTimeout < 0 || l.MaxHandshakes < 0 || l.MaxTunnels < 0 || l.MaxStreams < 0 || l.OpenTimeout < 0 || l.AttestTimeout < 0 || l.IdleTimeout < 0 || l.MaxFlowAge < 0 {

@@ -66,8 +66,10 @@ type Rule struct {
 	// amplify (53, 123, 1900 and the like) must be named singly.
 	Ports []string `json:"ports,omitempty"`
 	// SNI, ALPN and HTTPHosts must match what the flow's first bytes say: the
-	// ClientHello (one that hides its name by ECH has none), or the first
-	// HTTP/1 request. A server that speaks first cannot be reached so.
+	// ClientHello (one that hides its name by ECH has none), or every HTTP/1
+	// request of the connection. HTTP/2 without TLS, CONNECT and Upgrade match no
+	// allow rule with HTTPHosts. A server that speaks first cannot be reached so.
+	// Deny rules match also when the bytes hide what is asked for.
 	SNI       []string `json:"sni,omitempty"`
 	ALPN      []string `json:"alpn,omitempty"`
 	HTTPHosts []string `json:"http_hosts,omitempty"`
@@ -95,7 +97,14 @@ type Flow struct {
 	SNI       string
 	ALPN      []string
 	HTTPHost  string
+
+	hides string // the protocol whose names the bytes hide, if any
 }
+
+const (
+	hidesTLS  = "tls"  // an encrypted or broken ClientHello
+	hidesHTTP = "http" // HTTP/2, or what could be read in two ways
+)
 
 // Decision is a policy's answer with its reason. The zero value denies.
 type Decision struct {
@@ -108,6 +117,8 @@ type Decision struct {
 	Inspect  bool
 	MaxFlows int
 	Serial   uint64
+
+	http bool // HTTP hosts had a say, so every request has to be looked at
 }
 
 // compiledRule is a rule with its patterns parsed.
@@ -137,10 +148,16 @@ type compiledPolicy struct {
 
 func (c *compiledPolicy) evaluate(f Flow) Decision {
 	var report *compiledRule
-	inspect := false
+	inspect, guard := false, false
 	for i := range c.rules {
 		r := &c.rules[i]
-		if r.Action != Deny || !r.match(f, false) {
+		if r.Action != Deny {
+			continue
+		}
+		if len(r.HTTPHosts) > 0 && f.HTTPHost != "" && r.matchTarget(f, false) {
+			guard = true
+		}
+		if !r.match(f, false) {
 			continue
 		}
 		if r.needsInspection() && !f.Inspected {
@@ -164,7 +181,7 @@ func (c *compiledPolicy) evaluate(f Flow) Decision {
 			continue
 		}
 		d := Decision{Allowed: true, Rule: r.Name, Report: r.Report || report != nil, MaxFlows: r.MaxFlows, Serial: c.serial,
-			Inspect: inspect || r.needsInspection() && !f.Inspected}
+			Inspect: inspect || r.needsInspection() && !f.Inspected, http: guard || len(r.HTTPHosts) > 0}
 		if report != nil {
 			d.Reason = fmt.Sprintf("deny rule %q is on trial", report.Name)
 		}
@@ -180,11 +197,15 @@ func (r *compiledRule) needsInspection() bool {
 // match compares all but the addresses' classes. Deny rules match addresses
 // only when these are known; allow rules wait for them.
 func (r *compiledRule) match(f Flow, allow bool) bool {
+	return r.matchTarget(f, allow) && (!f.Inspected || r.matchContent(f, allow))
+}
+
+func (r *compiledRule) matchTarget(f Flow, allow bool) bool {
 	if f.Proto != r.Proto || f.Direction != r.Direction || !slices.ContainsFunc(r.peers, func(p idPattern) bool { return p.match(f.Node) }) {
 		return false
 	}
 	if f.Service != "" {
-		return slices.Contains(r.Services, f.Service) && r.matchContent(f)
+		return slices.Contains(r.Services, f.Service)
 	}
 	single := allow && f.Proto == UDP && slices.Contains(amplifiers, f.Port)
 	if !slices.ContainsFunc(r.ports, func(p portRange) bool { return f.Port >= p.lo && f.Port <= p.hi && (!single || p.lo == p.hi) }) {
@@ -215,21 +236,25 @@ func (r *compiledRule) match(f Flow, allow bool) bool {
 			return false
 		}
 	}
-	return r.matchContent(f)
+	return true
 }
 
-func (r *compiledRule) matchContent(f Flow) bool {
-	if !f.Inspected {
-		return true
-	}
-	if len(r.SNI) > 0 && !matchHost(r.SNI, f.SNI) {
+// matchContent compares what the first bytes say. To an allow rule, what they
+// hide is no match; to a deny rule it is one, so that hiding a name is no way
+// round it.
+func (r *compiledRule) matchContent(f Flow, allow bool) bool {
+	hides := func(protocol string) bool { return !allow && f.hides == protocol }
+	if len(r.SNI) > 0 && !matchHost(r.SNI, f.SNI) && !hides(hidesTLS) {
 		return false
 	}
-	if len(r.HTTPHosts) > 0 && !matchHost(r.HTTPHosts, f.HTTPHost) {
+	if len(r.HTTPHosts) > 0 && !matchHost(r.HTTPHosts, f.HTTPHost) && !hides(hidesHTTP) {
 		return false
 	}
 	if len(r.ALPN) == 0 {
 		return true
+	}
+	if !allow {
+		return hides(hidesTLS) || slices.ContainsFunc(f.ALPN, func(a string) bool { return slices.Contains(r.ALPN, a) })
 	}
 	// Every protocol that the client offers must be allowed: the server picks.
 	return len(f.ALPN) > 0 && !slices.ContainsFunc(f.ALPN, func(a string) bool { return !slices.Contains(r.ALPN, a) })

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
@@ -35,6 +36,14 @@ type TrustOptions struct {
 	// an earlier time is not believed: validity is checked against NotBefore
 	// and failures match ErrClockUnset.
 	NotBefore time.Time
+	// CRLs keeps the newest CRL of each issuer over restarts, so that a list with a
+	// lower number stays refused. Nil remembers while the TrustStore lives. LoadCRLs returns what was saved; an
+	// error, or a list that cannot be read, fails NewTrustStore. SaveCRL gets a
+	// name of 64 hex digits for the issuer, and returns when the list is durable.
+	CRLs interface {
+		LoadCRLs() ([][]byte, error)
+		SaveCRL(issuer string, der []byte) error
+	}
 	// Clock is time.Now when nil.
 	Clock func() time.Time
 }
@@ -78,6 +87,19 @@ func NewTrustStore(o TrustOptions) (*TrustStore, error) {
 	t := &TrustStore{o: o, crls: map[string]*crl{}, ids: map[ID]string{}, keys: map[[32]byte]string{}, floor: o.NotBefore}
 	if err := t.SetRoots(o.Roots); err != nil {
 		return nil, err
+	}
+	if o.CRLs == nil {
+		return t, nil
+	}
+	saved, err := o.CRLs.LoadCRLs()
+	if err != nil {
+		return nil, fmt.Errorf("tlsconn: trust store: saved CRLs: %w", err)
+	}
+	for _, der := range saved {
+		// The issuer of a saved list may have left with its root.
+		if _, err := t.addCRL(der); err != nil && !errors.Is(err, ErrUntrusted) {
+			return nil, fmt.Errorf("tlsconn: trust store: saved CRL: %w", err)
+		}
 	}
 	return t, nil
 }
@@ -152,9 +174,25 @@ func (t *TrustStore) SetRevoked(list []Revocation) error {
 
 // AddCRL takes a complete X.509 CRL (DER, at most 16 MiB; RFC 5280 5). Its
 // issuer must be a root or a listed intermediate. A number lower than the last
-// one, a delta or indirect CRL, and critical extensions are refused.
+// one, a delta or indirect CRL, and critical extensions are refused. When the list
+// could not be saved, it is in force all the same, and the error says so.
 func (t *TrustStore) AddCRL(der []byte) error {
-	fail := func(err error) error { return fmt.Errorf("tlsconn: CRL: %w", err) }
+	issuer, err := t.addCRL(der)
+	if err != nil {
+		return fmt.Errorf("tlsconn: CRL: %w", err)
+	}
+	if t.o.CRLs != nil {
+		name := sha256.Sum256([]byte(issuer))
+		if err := t.o.CRLs.SaveCRL(hex.EncodeToString(name[:]), der); err != nil {
+			return fmt.Errorf("tlsconn: CRL is in force but could not be saved: %w", err)
+		}
+	}
+	return nil
+}
+
+// addCRL puts a list in force and returns its issuer's key.
+func (t *TrustStore) addCRL(der []byte) (string, error) {
+	fail := func(err error) (string, error) { return "", err }
 	if len(der) > maxCRLBytes {
 		return fail(errors.New("larger than 16 MiB"))
 	}
@@ -199,7 +237,7 @@ func (t *TrustStore) AddCRL(der []byte) error {
 		t.floor = rl.ThisUpdate // signed by who we trust: that time has passed
 	}
 	t.changes.notify()
-	return nil
+	return k, nil
 }
 
 // checkCRLForm refuses lists that say less than "all that is revoked".

@@ -47,6 +47,9 @@ type tunnel struct {
 	until     time.Time
 	asked     time.Time // when an outstanding re-attestation was asked for
 	attesting bool
+	asking    bool      // the gateway's own evidence is under way
+	gateUntil time.Time // when the node's result about the gateway ends
+	farReady  bool      // the gateway has let flows in, at the node
 	draining  bool
 	farDrains bool
 	err       *RefusedError
@@ -85,17 +88,28 @@ func (t *tunnel) run(ctl mux.Stream) {
 // markReady opens the tunnel for flows.
 func (t *tunnel) markReady(until time.Time) {
 	t.mu.Lock()
-	t.until, t.asked = until, time.Time{}
-	first := !t.isReady
-	if first && t.err == nil {
-		t.isReady = true
-		close(t.ready)
-	}
+	t.until, t.asked, t.farReady = until, time.Time{}, true
 	t.mu.Unlock()
+	t.openFlows()
 	if !until.IsZero() {
 		t.e.event(TunnelEvent{Type: "attested", Peer: t.peer.ID, Remote: t.remote(), Reason: "until " + until.UTC().Format(time.RFC3339)})
 	}
 }
+
+// openFlows lets flows pass once both ends have what they ask of the other.
+func (t *tunnel) openFlows() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.isReady || t.err != nil || !t.farReady || t.asksGateway() && t.gateUntil.IsZero() {
+		return
+	}
+	t.isReady = true
+	close(t.ready)
+}
+
+// asksGateway reports whether this end is a node that wants the gateway's own
+// evidence.
+func (t *tunnel) asksGateway() bool { return t.e.side == AtNode && t.e.verify != nil }
 
 func (t *tunnel) remote() string { return t.conn.RemoteAddr().String() }
 
@@ -121,6 +135,8 @@ func (t *tunnel) admits(opener bool) error {
 		return ErrDraining
 	case t.enforces() && !t.e.now().Before(t.until):
 		return fmt.Errorf("%w since %s", ErrNotAttested, t.until.UTC().Format(time.RFC3339))
+	case t.asksGateway() && !t.e.now().Before(t.gateUntil):
+		return fmt.Errorf("%w: the gateway, since %s", ErrNotAttested, t.gateUntil.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
@@ -140,6 +156,9 @@ func (t *tunnel) check() {
 	lapsed := t.enforces() && t.isReady && !t.e.now().Before(t.until)
 	overdue := !t.asked.IsZero() && time.Since(t.asked) > t.e.cfg.Limits.AttestTimeout
 	until := t.until
+	if t.asksGateway() && t.isReady && !t.e.now().Before(t.gateUntil) {
+		lapsed, until = true, t.gateUntil
+	}
 	t.mu.Unlock()
 	switch {
 	case lapsed:
@@ -353,6 +372,8 @@ func (t *tunnel) serveStream(s mux.Stream) {
 		t.serveFlow(s, f)
 	case f.Kind == kindAttest && t.e.side == AtGateway:
 		t.appraise(s)
+	case f.Kind == kindGateway && t.e.side == AtGateway:
+		t.vouch(s)
 	default:
 		t.lost(fmt.Errorf("%w: stream kind %.20q", ErrProtocol, f.Kind))
 	}

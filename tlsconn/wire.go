@@ -16,10 +16,11 @@ const wireVersion = 1
 const maxFrame = 8 << 10
 
 // Kinds of streams. The node opens the control stream first, and an attestation
-// stream whenever the gateway asks.
+// stream whenever the gateway asks, or when it wants the gateway's evidence.
 const (
 	kindControl = "control"
 	kindAttest  = "attest"
+	kindGateway = "attest-gateway" // the gateway's own evidence, when the node asks
 	kindFlow    = "flow"
 )
 
