@@ -42,7 +42,7 @@ func (n *Node) DeviceKey(ctx context.Context) (*DeviceKey, error) {
 		if key, err = n.loadDeviceKey(d); !errors.Is(err, ErrNoKey) {
 			return err
 		}
-		if err := n.makeDeviceKey(d); err != nil {
+		if err := n.makeDeviceKey(d, tpm.HandleLDevID); err != nil {
 			return err
 		}
 		key, err = n.loadDeviceKey(d)
@@ -54,10 +54,12 @@ func (n *Node) DeviceKey(ctx context.Context) (*DeviceKey, error) {
 	return key, nil
 }
 
-func (n *Node) loadDeviceKey(d *tpm.Device) (*DeviceKey, error) {
-	k, err := tpm.ReadKey(d, tpm.HandleLDevID)
+// deviceKeyAt returns the TLS key at a handle; any algorithm that this package
+// makes will do.
+func (n *Node) deviceKeyAt(d *tpm.Device, at tpm2.TPMHandle) (*DeviceKey, error) {
+	k, err := tpm.ReadKey(d, at)
 	if errors.Is(err, tpm2.TPMRCHandle) {
-		return nil, fmt.Errorf("%w: TLS key at 0x%08x", ErrNoKey, uint32(tpm.HandleLDevID))
+		return nil, fmt.Errorf("%w: TLS key at 0x%08x", ErrNoKey, uint32(at))
 	}
 	if err != nil {
 		return nil, err
@@ -66,15 +68,12 @@ func (n *Node) loadDeviceKey(d *tpm.Device) (*DeviceKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attest: TLS key: %w", err)
 	}
-	want, err := deviceKeyTemplate(n.c.KeyAlgorithm)
+	want, err := deviceKeyTemplate("")
 	if err != nil {
 		return nil, err
 	}
 	if k.Public.ObjectAttributes != want.ObjectAttributes || algorithmOf(key) == "" {
-		return nil, fmt.Errorf("attest: handle 0x%08x holds a key of another kind: it was not made by this package; evict it if it is not needed", uint32(tpm.HandleLDevID))
-	}
-	if a := algorithmOf(key); n.c.KeyAlgorithm != "" && n.c.KeyAlgorithm != a {
-		return nil, fmt.Errorf("attest: the TLS key is %s, NodeConfig.KeyAlgorithm is %s: evict handle 0x%08x to have a new one made", a, n.c.KeyAlgorithm, uint32(tpm.HandleLDevID))
+		return nil, fmt.Errorf("attest: handle 0x%08x holds a key of another kind: it was not made by this package; evict it if it is not needed", uint32(at))
 	}
 	dk := &DeviceKey{dev: n.dev, handle: k.Handle, name: k.Name, pub: k.Public, key: key}
 	if _, ok := key.(*rsa.PublicKey); ok {
@@ -110,38 +109,6 @@ func (k *DeviceKey) probePSS(d *tpm.Device) bool {
 		return false
 	}
 	return rsa.VerifyPSS(k.key.(*rsa.PublicKey), crypto.SHA256, digest[:], sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
-}
-
-// makeDeviceKey makes the key below the storage root key and has the TPM keep
-// it. Nothing is stored elsewhere.
-func (n *Node) makeDeviceKey(d *tpm.Device) error {
-	template, err := deviceKeyTemplate(n.c.KeyAlgorithm)
-	if err != nil {
-		return err
-	}
-	return n.withOwner(d, func(owner tpm2.AuthHandle) (err error) {
-		srk, err := tpm.ReadKey(d, tpm.HandleSRK)
-		if err != nil {
-			if srk, err = tpm.CreatePrimaryAs(d, owner, tpm2.ECCSRKTemplate); err != nil {
-				return fmt.Errorf("attest: storage root key: %w", err)
-			}
-		}
-		defer func() { err = errors.Join(err, srk.Flush()) }()
-		made, err := tpm2.Create{ParentHandle: srk.Auth(nil), InPublic: tpm2.New2B(template)}.Execute(d)
-		if err != nil {
-			return fmt.Errorf("attest: make TLS key: %w", err)
-		}
-		key, err := tpm.Load(d, srk, nil, made.OutPrivate, made.OutPublic)
-		if err != nil {
-			return fmt.Errorf("attest: make TLS key: %w", err)
-		}
-		defer func() { err = errors.Join(err, key.Flush()) }()
-		_, err = tpm2.EvictControl{Auth: owner, ObjectHandle: key.Named(), PersistentHandle: tpm.HandleLDevID}.Execute(d)
-		if err != nil {
-			return fmt.Errorf("attest: keep TLS key at 0x%08x: %w", uint32(tpm.HandleLDevID), err)
-		}
-		return nil
-	})
 }
 
 // Public implements crypto.Signer; the key is a *ecdsa.PublicKey or a
@@ -281,34 +248,14 @@ func (n *Node) StoreCertificate(ctx context.Context, e *Enrollment, roots *x509.
 	if _, err := certs[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: inter, CurrentTime: n.c.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		return fmt.Errorf("attest: owner certificate: %w", err)
 	}
-	return n.do(ctx, func(d *tpm.Device) error {
-		key, err := n.loadDeviceKey(d)
-		if err != nil {
-			return err
-		}
-		if !key.is(certs[0].PublicKey) {
-			return fmt.Errorf("%w: the certificate is for another key than the TPM's", ErrKeyMismatch)
-		}
-		// The new one goes beside the old one, which goes when the new one is
-		// whole: a power cut leaves one of them.
-		old, _ := n.readCertificate(d, key)
-		next, last := tpm.NVLDevIDCert, tpm.NVLDevIDCertOther
-		if old.index == next {
-			next, last = last, next
-		}
-		return n.withOwner(d, func(owner tpm2.AuthHandle) error {
-			if err := writeNV(d, owner, next, chain); err != nil {
-				return err
-			}
-			return undefineNV(d, owner, last)
-		})
-	})
+	return n.do(ctx, func(d *tpm.Device) error { return n.storeChain(d, certs[0], chain) })
 }
 
 // stored is a certificate chain in NV.
 type stored struct {
-	index tpm2.TPMHandle
-	chain []*x509.Certificate
+	index  tpm2.TPMHandle
+	chain  []*x509.Certificate
+	failed bool // the TPM did, so that nothing is known
 }
 
 // readCertificate returns the owner's certificate for a key: the one that
@@ -318,7 +265,7 @@ func (n *Node) readCertificate(d *tpm.Device, key *DeviceKey) (best stored, err 
 		der, rerr := readNV(d, index)
 		if rerr != nil {
 			if !errors.Is(rerr, ErrNoKey) {
-				return stored{}, rerr
+				return stored{failed: true}, rerr
 			}
 			err = errors.Join(err, rerr)
 			continue
@@ -330,7 +277,7 @@ func (n *Node) readCertificate(d *tpm.Device, key *DeviceKey) (best stored, err 
 		case !key.is(certs[0].PublicKey):
 			err = errors.Join(err, fmt.Errorf("%w: the certificate at NV index 0x%08x is for another key than the TPM's", ErrKeyMismatch, uint32(index)))
 		case best.chain == nil || certs[0].NotAfter.After(best.chain[0].NotAfter):
-			best = stored{index, certs}
+			best = stored{index: index, chain: certs}
 		}
 	}
 	if best.chain == nil {

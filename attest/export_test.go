@@ -13,7 +13,7 @@ import (
 
 // AKTemplate and EnrollBinding let tests forge what a thief's own code could
 // make.
-func AKTemplate() tpm2.TPMTPublic { return akTemplate() }
+func AKTemplate() tpm2.TPMTPublic { return akTemplate("") }
 
 func EnrollBinding(id registry.DeviceID, nonce []byte, spki [32]byte) []byte {
 	return enrollBinding(purposeEnroll, id, nonce, spki)
@@ -33,7 +33,11 @@ func ParseEKCertificate(der []byte) (*x509.Certificate, error) { return parseEKC
 // endorsement key.
 func EKTemplates(f func(name string, index tpm2.TPMHandle, template tpm2.TPMTPublic)) {
 	for _, t := range ekTemplates() {
-		f(t.name, t.cert, must(t.public(nil)))
+		pub, err := t.public(nil)
+		if err != nil {
+			panic(err)
+		}
+		f(t.name, t.cert, pub)
 	}
 }
 

@@ -33,8 +33,20 @@ type NodeConfig struct {
 	// never sent. The endorsement hierarchy's must be empty.
 	OwnerAuth []byte
 	// KeyAlgorithm is what DeviceKey makes: P-256 (when empty), P-384 or
-	// RSA-2048. A TLS key that is there already must be of the kind named.
+	// RSA-2048. A TLS key that is there already must be of the kind named; see
+	// NextDeviceKey for a change.
 	KeyAlgorithm string
+	// AttestationKey says which key quotes. Empty: a primary key of the
+	// endorsement hierarchy, which needs no storage and outlives TPM2_Clear.
+	// "LAK": the owner's key below the storage root key, made when it is not
+	// there and persistent; TPM2_Clear removes it, and the TPM obscures counters
+	// and firmware version in its quotes, so that Endorsers.MinFirmware refuses
+	// it and the enrolment in one round trip too.
+	AttestationKey string
+	// AKLabel, of at most 32 bytes, makes another primary attestation key:
+	// "IAK" when empty. To change it is to change the key, which a registrar
+	// takes only from a device that was revoked and released.
+	AKLabel string
 	// Collectors gather the bodies of evidence. Each media type comes once.
 	Collectors []Collector
 	Now        func() time.Time // time.Now when nil
@@ -62,6 +74,7 @@ type EndorsementKey struct {
 	Chain       []*x509.Certificate // issuers found in NV, not verified
 	template    ekTemplate
 	handle      tpm2.TPMHandle // 0 when the key is not persistent
+	create      tpm2.TPMTPublic
 }
 
 // Open returns the Node of a TPM. It finds the endorsement key to use: the
@@ -78,6 +91,12 @@ func Open(ctx context.Context, t transport.TPM, c NodeConfig) (*Node, error) {
 	}
 	if _, err := deviceKeyTemplate(c.KeyAlgorithm); err != nil {
 		return nil, err
+	}
+	switch {
+	case c.AttestationKey != "" && c.AttestationKey != lak:
+		return nil, fmt.Errorf("attest: NodeConfig.AttestationKey %q: want nothing or %q", c.AttestationKey, lak)
+	case len(c.AKLabel) > 32 || c.AKLabel != "" && c.AttestationKey == lak:
+		return nil, errors.New("attest: NodeConfig.AKLabel is longer than 32 bytes, or given for a LAK")
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -192,7 +211,10 @@ func (n *Node) readEK(d *tpm.Device, t ekTemplate) (*EndorsementKey, error) {
 	if k, err := tpm.ReadKey(d, t.handle); err == nil && bytes.Equal(k.Name.Buffer, name.Buffer) {
 		ek.handle = t.handle
 	} else {
-		k, err := tpm.CreatePrimary(d, tpm2.TPMRHEndorsement, nil, must(t.public(nil)))
+		if ek.create, err = t.primary(d); err != nil {
+			return nil, err
+		}
+		k, err := tpm.CreatePrimary(d, tpm2.TPMRHEndorsement, nil, ek.create)
 		if err != nil {
 			return nil, fmt.Errorf("attest: endorsement key %s: %w", t.name, err)
 		}
@@ -208,20 +230,13 @@ func (n *Node) readEK(d *tpm.Device, t ekTemplate) (*EndorsementKey, error) {
 	return ek, nil
 }
 
-func must(p tpm2.TPMTPublic, err error) tpm2.TPMTPublic {
-	if err != nil {
-		panic(err) // a template without a key has no way to fail
-	}
-	return p
-}
-
 // withEK calls f with the pinned endorsement key loaded.
 func (n *Node) withEK(d *tpm.Device, f func(ek *tpm.Key) error) (err error) {
 	var k *tpm.Key
 	if n.ek.handle != 0 {
 		k, err = tpm.ReadKey(d, n.ek.handle)
 	} else {
-		k, err = tpm.CreatePrimary(d, tpm2.TPMRHEndorsement, nil, must(n.ek.template.public(nil)))
+		k, err = tpm.CreatePrimary(d, tpm2.TPMRHEndorsement, nil, n.ek.create)
 	}
 	if err != nil {
 		return fmt.Errorf("attest: endorsement key: %w", err)
@@ -246,22 +261,6 @@ func (n *Node) withOwner(d *tpm.Device, f func(owner tpm2.AuthHandle) error) err
 		}
 		return errors.Join(f(tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: sess}), done())
 	})
-}
-
-// withAK calls f with the attestation key loaded, which must be the same as
-// when the Node was opened.
-func (n *Node) withAK(d *tpm.Device, f func(ak *tpm.Key) error) (err error) {
-	k, err := tpm.CreatePrimary(d, tpm2.TPMRHEndorsement, nil, akTemplate())
-	if err != nil {
-		return fmt.Errorf("attest: attestation key: %w", err)
-	}
-	defer func() { err = errors.Join(err, k.Flush()) }()
-	if n.ak != nil {
-		if err := k.Pin(n.ak.Name()); err != nil {
-			return fmt.Errorf("attest: attestation key: %w", err)
-		}
-	}
-	return f(k)
 }
 
 // EnrollmentRequest returns the first message of an enrolment. token is what

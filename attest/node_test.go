@@ -50,12 +50,15 @@ type cloud struct {
 	registrar  *attest.Registrar
 	verifier   *attest.Verifier
 	now        time.Time
+	endorsers  attest.Endorsers
+	admit      func(context.Context, attest.Applicant) error
 	opinion    func(attest.Input) attest.Opinion
 }
 
 func newCloud(tb testing.TB, e attest.Endorsers, change ...func(*attest.RegistrarConfig, *attest.VerifierConfig)) *cloud {
 	tb.Helper()
-	c := &cloud{tb: tb, devices: registry.NewMemoryDevices(), now: time.Now()}
+	c := &cloud{tb: tb, devices: registry.NewMemoryDevices(), now: time.Now(), endorsers: e}
+	c.admit = func(context.Context, attest.Applicant) error { return nil }
 	c.challenges = registry.NewMemoryChallenges(0, func() time.Time { return c.now })
 	c.opinion = func(attest.Input) attest.Opinion { return attest.Opinion{Status: attest.StatusAffirming} }
 	var err error
@@ -63,7 +66,7 @@ func newCloud(tb testing.TB, e attest.Endorsers, change ...func(*attest.Registra
 	require.NoError(tb, err)
 	rc := attest.RegistrarConfig{
 		Endorsers: e, Devices: c.devices, Challenges: c.challenges, Issuer: c.ca, TrustDomain: "city.example",
-		Admit: func(context.Context, attest.Applicant) error { return nil }, Now: func() time.Time { return c.now },
+		Admit: c.admit, Now: func() time.Time { return c.now },
 	}
 	vc := attest.VerifierConfig{
 		Devices: c.devices, Challenges: c.challenges, PCRs: []quote.Selection{{Bank: crypto.SHA256, PCRs: []int{0, 7, 13}}},

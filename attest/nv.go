@@ -15,6 +15,7 @@ const (
 	maxNV     = 16 << 10 // the largest NV index read, in bytes
 	nvChunk   = 512      // bytes in one command: less than every TPM's TPM_PT_NV_BUFFER_MAX
 	maxChains = 8        // indices looked at for EK issuers
+	maxInNV   = 32       // certificates taken from a series of indices
 )
 
 // readNV reads a whole NV index that its own auth value (empty) or the owner
@@ -57,19 +58,60 @@ func readNV(d *tpm.Device, index tpm2.TPMHandle) ([]byte, error) {
 // Credential Profile 2.5, section 2.2.1.5.2). What can't be read is left out:
 // the chain is checked by whom it convinces.
 func readChain(d *tpm.Device) []*x509.Certificate {
-	var all []byte
+	var contents [][]byte
 	for i := range tpm2.TPMHandle(maxChains) {
-		der, err := readNV(d, tpm.NVEKChainFirst+i)
+		b, err := readNV(d, tpm.NVEKChainFirst+i)
 		if err != nil {
 			break
 		}
-		all = append(all, der...)
+		contents = append(contents, b)
 	}
-	certs, err := x509.ParseCertificates(all)
-	if err != nil {
-		return nil
-	}
+	certs, _ := certificatesIn(contents)
 	return certs
+}
+
+// certificatesIn finds the certificates in the contents of consecutive NV
+// indices: several in one, one over several because an index is small, each
+// behind the TCG's header or not, with padding around. skipped counts the
+// indices in which something else was.
+func certificatesIn(contents [][]byte) (certs []*x509.Certificate, skipped int) {
+	var open []byte // a certificate that goes on in the next index
+	for _, b := range contents {
+		b, open = append(open, b...), nil
+		for len(b) > 0 {
+			if b[0] == 0 || b[0] == 0xff {
+				b = b[1:]
+				continue
+			}
+			if len(b) > 5 && b[0] == 0x10 && b[1] == 0x01 && b[2] == 0 { // TCG PC Client Specific Implementation 1.21, section 7.3.2
+				b = b[5:]
+			}
+			if len(b) < 4 || b[0] != 0x30 || b[1] != 0x82 { // a certificate has 256 to 65535 bytes
+				skipped++
+				break
+			}
+			size := 4 + int(b[2])<<8 + int(b[3])
+			if size > maxCertificate {
+				skipped++
+				break
+			}
+			if size > len(b) {
+				open = b
+				break
+			}
+			c, err := x509.ParseCertificate(b[:size])
+			if err != nil {
+				skipped++
+			} else if len(certs) < maxInNV {
+				certs = append(certs, c)
+			}
+			b = b[size:]
+		}
+	}
+	if open != nil {
+		skipped++
+	}
+	return certs, skipped
 }
 
 // InitialCertificates returns the certificates that the machine's maker left
@@ -87,20 +129,24 @@ func (n *Node) InitialCertificates(ctx context.Context) ([]*x509.Certificate, er
 		if err != nil {
 			return fmt.Errorf("attest: list NV indices: %w", err)
 		}
+		var contents [][]byte
 		for _, h := range handles.Handle {
 			if h < tpm.NVIDevIDCertFirst || h > tpm.NVIDevIDCertLast {
 				continue
 			}
-			der, err := readNV(d, h)
+			b, err := readNV(d, h)
+			if errors.Is(err, ErrNoKey) {
+				n.c.Log.Warn("NV index can't be a certificate", "event", "devid_unreadable", "index", fmt.Sprintf("0x%08x", uint32(h)), "error", err.Error())
+				continue
+			}
 			if err != nil {
 				return err
 			}
-			certs, err := x509.ParseCertificates(der)
-			if err != nil {
-				n.c.Log.Warn("NV index holds no certificate", "event", "devid_unreadable", "index", fmt.Sprintf("0x%08x", uint32(h)), "error", err.Error())
-				continue
-			}
-			list = append(list, certs...)
+			contents = append(contents, b)
+		}
+		var skipped int
+		if list, skipped = certificatesIn(contents); skipped > 0 {
+			n.c.Log.Warn("NV indices of the maker hold what is no certificate", "event", "devid_unreadable", "indices", skipped)
 		}
 		return nil
 	})

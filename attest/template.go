@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"errors"
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
@@ -106,13 +107,49 @@ func (t ekTemplate) public(key crypto.PublicKey) (tpm2.TPMTPublic, error) {
 	return pub, nil
 }
 
+// primary returns the template for TPM2_CreatePrimary: with the nonce that the
+// TPM's maker left beside the certificate, where there is one (low range only;
+// TCG EK Credential Profile 2.5, section 2.2.1.4).
+func (t ekTemplate) primary(d *tpm.Device) (tpm2.TPMTPublic, error) {
+	pub, err := t.public(nil)
+	if err != nil || t.high {
+		return pub, err
+	}
+	nonce, err := readNV(d, t.cert+1)
+	if errors.Is(err, ErrNoKey) {
+		return pub, nil
+	}
+	if err != nil {
+		return pub, err
+	}
+	if t.rsaBits > 0 {
+		unique := make([]byte, t.rsaBits/8)
+		if len(nonce) > len(unique) {
+			return pub, fmt.Errorf("%w: nonce of %d bytes for template %s", ErrNoKey, len(nonce), t.name)
+		}
+		copy(unique, nonce)
+		pub.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: unique})
+		return pub, nil
+	}
+	x := make([]byte, (t.curve.Params().BitSize+7)/8)
+	if len(nonce) > len(x) {
+		return pub, fmt.Errorf("%w: nonce of %d bytes for template %s", ErrNoKey, len(nonce), t.name)
+	}
+	copy(x, nonce)
+	pub.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: x}, Y: tpm2.TPM2BECCParameter{Buffer: make([]byte, len(x))}})
+	return pub, nil
+}
+
 // akTemplate is the attestation key: a primary of the endorsement hierarchy,
 // so that it needs no file, outlives a wiped disk and TPM2_Clear, and its
 // quotes show clock counters and firmware version in the clear. It has the
 // attributes of the IAK template for P-256 (TCG TPM 2.0 Keys for Device
 // Identity and Attestation 1.0, section 7.3), except that the owner's empty
 // auth value is enough for credential activation and failures do not lock it.
-func akTemplate() tpm2.TPMTPublic {
+func akTemplate(label string) tpm2.TPMTPublic {
+	if label == "" {
+		label = "IAK"
+	}
 	return tpm2.TPMTPublic{
 		Type:    tpm2.TPMAlgECC,
 		NameAlg: tpm2.TPMAlgSHA256,
@@ -124,7 +161,7 @@ func akTemplate() tpm2.TPMTPublic {
 			Scheme:  ecdsaScheme(tpm2.TPMAlgSHA256),
 			CurveID: tpm2.TPMECCNistP256,
 		}),
-		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: []byte("IAK")}}),
+		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: []byte(label)}}),
 	}
 }
 

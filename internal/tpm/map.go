@@ -4,9 +4,10 @@ import "github.com/google/go-tpm/tpm2"
 
 // Persistent objects (TCG Registry of Reserved TPM 2.0 Handles and Localities).
 const (
-	HandleSRK    tpm2.TPMHandle = 0x81000001 // storage root key
-	HandleLDevID tpm2.TPMHandle = 0x81000081 // the node's TLS key
-	HandleLAK    tpm2.TPMHandle = 0x81000082 // the owner's attestation key, where one is used
+	HandleSRK         tpm2.TPMHandle = 0x81000001 // storage root key
+	HandleLDevID      tpm2.TPMHandle = 0x81000081 // the node's TLS key
+	HandleLAK         tpm2.TPMHandle = 0x81000082 // the owner's attestation key, where one is used
+	HandleLDevIDOther tpm2.TPMHandle = 0x81000083 // the TLS key's successor, or the TLS key after an odd number of successions
 
 	HandleEKRSA2048 tpm2.TPMHandle = 0x81010001 // EK, template L-1
 )
@@ -71,6 +72,7 @@ func Map() []Use {
 		one(HandleSRK, "TCG", "storage root key"),
 		one(HandleLDevID, "attest", "LDevID, the TLS key"),
 		one(HandleLAK, "attest", "LAK"),
+		one(HandleLDevIDOther, "attest", "LDevID, the TLS key's successor"),
 		{0x81010000, 0x8101FFFF, "TCG", "endorsement keys"},
 		{0x81020000, 0x8102FFFF, "TCG", "IDevID and IAK"},
 		{0x01C00000, 0x01C07FFF, "TCG", "EK certificates, templates, nonces and chains"},
