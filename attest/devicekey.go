@@ -111,6 +111,9 @@ func (k *DeviceKey) probePSS(d *tpm.Device) bool {
 	return rsa.VerifyPSS(k.key.(*rsa.PublicKey), crypto.SHA256, digest[:], sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
 }
 
+// Handle returns the persistent handle of the key, whose auth value is empty.
+func (k *DeviceKey) Handle() tpm2.TPMHandle { return k.handle }
+
 // Public implements crypto.Signer; the key is a *ecdsa.PublicKey or a
 // *rsa.PublicKey.
 func (k *DeviceKey) Public() crypto.PublicKey { return k.key }

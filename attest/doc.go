@@ -49,9 +49,10 @@
 // firmware measures before this code runs. A TPM with several certified
 // endorsement keys has several possible names: admit nodes by a list or a token
 // (RegistrarConfig.Admit, Endorsers.Allowed), not by maker alone. What a node
-// read before it was revoked stays read. The maker's own attestation key (IAK)
-// is not used for quotes: its template's policy guards credential activation, so
-// the key here has the same attributes without that policy.
+// read before it was revoked stays read. The policy in the TCG's template of a
+// maker's attestation key (IAK) guards credential activation, so nodes enrol
+// with a key of the same attributes without that policy; package devid quotes
+// and certifies with the maker's.
 //
 // # Compatibility
 //

@@ -53,3 +53,9 @@ func EKPublic(name string, key crypto.PublicKey) (tpm2.TPMTPublic, error) {
 	}
 	return tpm2.TPMTPublic{}, ErrNoKey
 }
+
+// CertificatesIn finds certificates in the contents of NV indices.
+func CertificatesIn(contents [][]byte) []*x509.Certificate {
+	certs, _ := certificatesIn(contents)
+	return certs
+}

@@ -86,7 +86,11 @@ func certificatesIn(contents [][]byte) (certs []*x509.Certificate, skipped int) 
 			if len(b) > 5 && b[0] == 0x10 && b[1] == 0x01 && b[2] == 0 { // TCG PC Client Specific Implementation 1.21, section 7.3.2
 				b = b[5:]
 			}
-			if len(b) < 4 || b[0] != 0x30 || b[1] != 0x82 { // a certificate has 256 to 65535 bytes
+			if b[0] == 0x30 && len(b) < 4 {
+				open = b
+				break
+			}
+			if b[0] != 0x30 || b[1] != 0x82 { // a certificate has 256 to 65535 bytes
 				skipped++
 				break
 			}

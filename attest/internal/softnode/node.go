@@ -10,7 +10,9 @@ import (
 	"crypto/elliptic"
 	"crypto/hmac"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/x509"
 	"encoding/binary"
 	"errors"
@@ -25,7 +27,8 @@ import (
 // Node is an honest node with its keys in memory and an endorsement key of
 // type P-256.
 type Node struct {
-	EK      *ecdh.PrivateKey
+	EK      *ecdh.PrivateKey // nil where EKRSA is there
+	EKRSA   *rsa.PrivateKey
 	EKCert  [][]byte
 	AK, Key *Key
 	PCRs    map[int][]byte // of SHA-256; others are zero
@@ -47,6 +50,16 @@ func NewNode(m *Maker) *Node {
 		EKCert: [][]byte{m.Sign(m.EKTemplate(ek.Public()), ek.Public()), m.Issuer.Raw},
 	}
 	n.Device = must(registry.IDOf(ek.Public()))
+	return n
+}
+
+// NewNodeRSA is NewNode with an endorsement key of the high range, RSA-3072 or
+// RSA-4096.
+func NewNodeRSA(m *Maker, bits int) *Node {
+	n := NewNode(m)
+	n.EK, n.EKRSA = nil, must(rsa.GenerateKey(rand.Reader, bits))
+	n.EKCert[0] = m.Sign(m.EKTemplate(n.EKRSA.Public()), n.EKRSA.Public())
+	n.Device = must(registry.IDOf(n.EKRSA.Public()))
 	return n
 }
 
@@ -72,6 +85,13 @@ func (n *Node) Activate(c *attest.ActivationChallenge) (*attest.ActivationRespon
 // open is TPM2_ActivateCredential (TPM 2.0 Library, part 1, section 24).
 func (n *Node) open(idObject, secret []byte) ([]byte, error) {
 	bad := errors.New("softnode: credential")
+	if n.EKRSA != nil {
+		seed, err := rsa.DecryptOAEP(sha512.New384(), nil, n.EKRSA, secret, []byte("IDENTITY\x00"))
+		if err != nil {
+			return nil, err
+		}
+		return n.unwrap(crypto.SHA384, 256, seed, idObject)
+	}
 	if len(secret) != 68 || len(idObject) < 36 {
 		return nil, bad
 	}
@@ -82,14 +102,23 @@ func (n *Node) open(idObject, secret []byte) ([]byte, error) {
 	}
 	own := n.EK.PublicKey().Bytes()[1:33]
 	seed := tpm2.KDFe(crypto.SHA256, must(n.EK.ECDH(eph)), "IDENTITY", x, own, 256)
-	mac, enc := idObject[2:34], idObject[34:]
-	h := hmac.New(sha256.New, tpm2.KDFa(crypto.SHA256, seed, "INTEGRITY", nil, nil, 256))
+	return n.unwrap(crypto.SHA256, 128, seed, idObject)
+}
+
+// unwrap opens a TPMS_ID_OBJECT with its seed.
+func (n *Node) unwrap(hash crypto.Hash, aesBits int, seed, idObject []byte) ([]byte, error) {
+	size := hash.Size()
+	if len(idObject) < size+4 {
+		return nil, errors.New("softnode: credential")
+	}
+	mac, enc := idObject[2:2+size], idObject[2+size:]
+	h := hmac.New(hash.New, tpm2.KDFa(hash, seed, "INTEGRITY", nil, nil, 8*size))
 	h.Write(enc)
 	h.Write(Name(n.AK.Public))
 	if !hmac.Equal(mac, h.Sum(nil)) {
-		return nil, bad
+		return nil, errors.New("softnode: credential")
 	}
-	block := must(aes.NewCipher(tpm2.KDFa(crypto.SHA256, seed, "STORAGE", Name(n.AK.Public), nil, 128)))
+	block := must(aes.NewCipher(tpm2.KDFa(hash, seed, "STORAGE", Name(n.AK.Public), nil, aesBits)))
 	plain := make([]byte, len(enc))
 	cipher.NewCFBDecrypter(block, make([]byte, 16)).XORKeyStream(plain, enc) //lint:ignore SA1019 the TPM's mode
 	return plain[2:], nil
