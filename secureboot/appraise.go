@@ -21,6 +21,10 @@ type appraisal struct {
 
 const pcrIMA = 10
 
+// maxUserspace bounds the records of a user space log: JSON costs the verifier
+// some microseconds each.
+const maxUserspace = 4096
+
 // notJudged is the detail of a PCR whose log did not verify, or not yet.
 const notJudged = "not judged"
 
@@ -87,7 +91,7 @@ func (a *appraisal) verify(values map[int][]byte) bool {
 	}
 	var after []*eventlog.Log
 	if len(a.ev.UserspaceLog) > 0 {
-		u, err := eventlog.ParseCEL(a.ev.UserspaceLog, nil)
+		u, err := eventlog.ParseCEL(a.ev.UserspaceLog, &eventlog.Options{MaxEvents: maxUserspace})
 		if err != nil {
 			a.r.add(Contraindicated, CodeEvidenceMalformed, -1, -1, "user space log: %v", err)
 			return false
@@ -329,9 +333,13 @@ func (a *appraisal) secureBoot() {
 		return
 	}
 	subset := func(name string, have []Signature, allowed []string) {
+		bad := 0
 		for _, sig := range have {
 			if id := sig.ID(); !slices.Contains(allowed, id) {
 				a.r.add(Contraindicated, CodeSBKeyNotAllowed, 7, -1, "%s holds %s, which the policy does not allow", name, id)
+				if bad++; bad == maxFindings {
+					break
+				}
 			}
 		}
 	}

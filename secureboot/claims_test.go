@@ -49,6 +49,18 @@ func TestHigherSBATLevelExtendedLater(t *testing.T) {
 	assert.Equal(t, string(low), r.SecureBoot.Shim.SBATLevel, "the first word counts")
 }
 
+// TestShimVariableNamedDB: whoever runs after the firmware can extend a variable
+// of shim's with the name and content of db's authority; it is none.
+func TestShimVariableNamedDB(t *testing.T) {
+	good := secureboot.Inspect(boot(t, "uki-sb-on", crypto.SHA256))
+	db := good.SecureBoot.Authorities[0]
+	r := judge(t, forge(t, "uki-sb-on", func(events []logtest.Event) []logtest.Event {
+		return append(events, shimVariable("db", append(bytes.Clone(db.Signature.Owner[:]), db.Signature.Data...)))
+	}, true))
+	assert.Equal(t, []secureboot.Code{secureboot.CodeSBUnknownEvent}, codes(r))
+	assert.Len(t, r.SecureBoot.Authorities, 1)
+}
+
 // TestPCRsOfALogThatDoesNotVerifyAreNotJudged: one wrong event must not make
 // the other PCRs look affirmed.
 func TestPCRsOfALogThatDoesNotVerifyAreNotJudged(t *testing.T) {

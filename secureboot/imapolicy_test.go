@@ -9,8 +9,11 @@ import (
 	"crypto/rsa"
 	"crypto/sha1"
 	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/x509"
 	"encoding/binary"
+	"encoding/pem"
+	"os"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -143,4 +146,98 @@ func TestIMALogIsDemanded(t *testing.T) {
 	assert.Equal(t, []secureboot.Code{secureboot.CodeIMAMissing}, codes(p.Appraise(ev, now)))
 	ev.IMALog = []byte("short")
 	assert.Equal(t, []secureboot.Code{secureboot.CodeIMAMalformed}, codes(p.Appraise(ev, now)))
+}
+
+// measureSigned appends an entry of template ima-sigv2 to the IMA log.
+func measureSigned(ev *secureboot.Evidence, alg, name string, digest, signature []byte) {
+	var data []byte
+	for _, f := range [][]byte{append([]byte(alg+":\x00"), digest...), []byte(name + "\x00"), signature} {
+		data = append(binary.LittleEndian.AppendUint32(data, uint32(len(f))), f...)
+	}
+	b := binary.LittleEndian.AppendUint32(bytes.Clone(ev.IMALog), 10)
+	t := sha1.Sum(data)
+	b = append(b, t[:]...)
+	b = append(binary.LittleEndian.AppendUint32(b, 9), "ima-sigv2"...)
+	ev.IMALog = append(binary.LittleEndian.AppendUint32(b, uint32(len(data))), data...)
+	t2 := sha256.Sum256(data)
+	v := sha256.Sum256(append(bytes.Clone(ev.PCRs[10]), t2[:]...))
+	ev.PCRs[10] = v[:]
+}
+
+// TestSignaturesOfEvmctl: files signed by the usual tool, with both kinds of
+// key, are admitted by the key; a fs-verity signature is over another digest.
+func TestSignaturesOfEvmctl(t *testing.T) {
+	file := func(name string) []byte {
+		b, err := os.ReadFile("testdata/imasig/" + name)
+		require.NoError(t, err)
+		return b
+	}
+	p := learn(t, crypto.SHA256, secureboot.LearnOptions{}, "uki-sb-on")
+	for _, name := range []string{"rsa.pem", "ecdsa.pem"} {
+		block, _ := pem.Decode(file(name))
+		require.NotNil(t, block)
+		p.IMA.Keys = append(p.IMA.Keys, block.Bytes)
+	}
+	content := file("file")
+	d256, d512 := sha256.Sum256(content), sha512.Sum512(content)
+	changed := sha256.Sum256(append(bytes.Clone(content), '#'))
+	for name, c := range map[string]struct {
+		alg       string
+		digest    []byte
+		signature []byte
+		allowed   bool
+	}{
+		"RSA":                        {"ima:sha256", d256[:], file("rsa-sha256.sig"), true},
+		"RSA, old template field":    {"sha256", d256[:], file("rsa-sha256.sig"), true},
+		"ECDSA over SHA-512":         {"ima:sha512", d512[:], file("ecdsa-sha512.sig"), true},
+		"file changed":               {"ima:sha256", changed[:], file("rsa-sha256.sig"), false},
+		"signature of another hash":  {"ima:sha256", d256[:], file("ecdsa-sha512.sig"), false},
+		"said to be fs-verity's":     {"verity:sha256", d256[:], file("rsa-sha256.sig"), false},
+		"digest called another hash": {"ima:sha384", d256[:], file("rsa-sha256.sig"), false},
+		"no signature":               {"ima:sha256", d256[:], nil, false},
+	} {
+		ev := boot(t, "uki-sb-on", crypto.SHA256)
+		measureSigned(&ev, c.alg, "/usr/bin/vendor", c.digest, c.signature)
+		r := p.Appraise(ev, now)
+		if c.allowed {
+			assert.Equal(t, secureboot.Affirming, r.Status, "%s: %v", name, r.Findings)
+		} else {
+			assert.Equal(t, []secureboot.Code{secureboot.CodeIMAFile}, codes(r), name)
+		}
+	}
+}
+
+// TestVeritySignature: version 3 signs a hash of type, algorithm and fs-verity
+// digest (Linux Documentation/ABI/testing/ima_policy, ima_file_id).
+func TestVeritySignature(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	require.NoError(t, err)
+	p := learn(t, crypto.SHA256, secureboot.LearnOptions{}, "uki-sb-on")
+	p.IMA.Keys = [][]byte{der}
+	root := sha256.Sum256([]byte("Merkle tree"))
+	sign := func(typ, version byte, signed []byte) []byte {
+		d := sha256.Sum256(signed)
+		sig, err := key.Sign(rand.Reader, d[:], crypto.SHA256)
+		require.NoError(t, err)
+		return append(binary.BigEndian.AppendUint16([]byte{typ, version, 4, 1, 2, 3, 4}, uint16(len(sig))), sig...)
+	}
+	id := append([]byte{6, 4}, root[:]...)
+	for name, c := range map[string]struct {
+		alg       string
+		signature []byte
+		allowed   bool
+	}{
+		"good":                      {"verity:sha256", sign(6, 3, id), true},
+		"of a plain file digest":    {"ima:sha256", sign(6, 3, id), false},
+		"of another type":           {"verity:sha256", sign(3, 3, id), false},
+		"of another version":        {"verity:sha256", sign(6, 2, id), false},
+		"over the digest itself":    {"verity:sha256", sign(6, 3, root[:]), false},
+		"over another type's bytes": {"verity:sha256", sign(6, 3, append([]byte{5, 4}, root[:]...)), false},
+	} {
+		ev := boot(t, "uki-sb-on", crypto.SHA256)
+		measureSigned(&ev, c.alg, "/usr/bin/vendor", root[:], c.signature)
+		assert.Equal(t, c.allowed, p.Appraise(ev, now).Status == secureboot.Affirming, name)
+	}
 }

@@ -158,7 +158,11 @@ func TestEveryChangedByteOfOtherFirmwaresLogs(t *testing.T) {
 				r := secureboot.Inspect(ev)
 				more := noMore(orig, r)
 				if what == "truncated" && r.Status != secureboot.Contraindicated {
-					more = append(more, "a truncated log")
+					short, err := eventlog.Parse(m, nil)
+					require.NoError(t, err)
+					if extends(short) != extends(l) { // what is cut off is more than events that are never extended
+						more = append(more, "a truncated log")
+					}
 				}
 				if len(more) > 0 {
 					require.Failf(t, "claims more", "%s at %d: %v; %v", what, at, more, r.Findings)
@@ -167,4 +171,11 @@ func TestEveryChangedByteOfOtherFirmwaresLogs(t *testing.T) {
 			assert.NotEqual(t, secureboot.Affirming, orig.Status)
 		})
 	}
+}
+
+func extends(l *eventlog.Log) (n int) {
+	for range l.Extends() {
+		n++
+	}
+	return n
 }

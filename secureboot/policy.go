@@ -69,7 +69,7 @@ type Evidence struct {
 
 	EventLog     []byte // binary_bios_measurements
 	IMALog       []byte // binary_runtime_measurements; nil: none
-	UserspaceLog []byte // CEL, JSON or TLV: extends of PCR 8 and up after the firmware's; nil: none
+	UserspaceLog []byte // CEL, JSON or TLV: extends of PCR 8 and up after the firmware's, at most 4096; nil: none
 	CCEL         bool   // EventLog is a CCEL area, PCRs are its measurement registers: Secure Boot is then not judged
 
 	// IMAState continues the appraisal that returned it as Result.IMA: IMALog is

@@ -251,8 +251,16 @@ func (s *State) action7(e eventlog.VerifiedEvent, data []byte) {
 	}
 }
 
+// maxAuthorities bounds the authorities of one boot: firmware and shim name each
+// once.
+const maxAuthorities = 256
+
 // authority reads an event from after the separator.
 func (s *State) authority(e eventlog.VerifiedEvent, v eventlog.Variable) {
+	if len(s.Authorities) == maxAuthorities {
+		s.finding(CodeSBUnknownEvent, 7, e.Num, "more than %d authorities", maxAuthorities)
+		return
+	}
 	a := Authority{Variable: v.Name, Shim: v.GUID == guidShim, raw: v.Data, num: e.Num}
 	switch {
 	case a.Shim && v.Name == "SbatLevel":
@@ -262,7 +270,7 @@ func (s *State) authority(e eventlog.VerifiedEvent, v eventlog.Variable) {
 		s.Shim.ValidationDisabled = s.Shim.ValidationDisabled || !bytes.Equal(v.Data, []byte{0})
 	case a.Shim && v.Name == "MokListTrusted":
 		s.Shim.Present, s.Shim.MOKTrusted = true, bytes.Equal(v.Data, []byte{1})
-	case a.Shim:
+	case a.Shim && v.Name != "db":
 		s.Shim.Present = true
 	case v.GUID != guidSecurity || v.Name != "db":
 		s.finding(CodeSBUnknownEvent, 7, e.Num, "variable %q after the separator", v.Name)

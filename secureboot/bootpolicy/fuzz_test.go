@@ -27,3 +27,25 @@ func FuzzSigned(f *testing.F) {
 		}
 	})
 }
+
+// FuzzFloorWrite: an approval that the authority did not sign never reaches the
+// TPM, of which there is none here.
+func FuzzFloorWrite(f *testing.F) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(f, err)
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(f, err)
+	floor, err := bootpolicy.NewFloor(0x01800120, key.Public())
+	require.NoError(f, err)
+	foreign, err := bootpolicy.NewFloor(0x01800120, other.Public())
+	require.NoError(f, err)
+	p, err := bootpolicy.Literal(crypto.SHA256, map[int][]byte{11: after("v1")})
+	require.NoError(f, err)
+	approval, err := foreign.Approve(other, p, 1, true)
+	require.NoError(f, err)
+	f.Add(approval)
+	f.Add([]byte(`{"version":1,"first":false,"policy":"","policyVersion":1,"signature":""}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		require.Error(t, floor.Write(t.Context(), nil, b))
+	})
+}

@@ -3,6 +3,8 @@ package eventlog_test
 import (
 	"crypto"
 	"io"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -12,8 +14,15 @@ import (
 )
 
 func FuzzParse(f *testing.F) {
-	for _, name := range []string{"uki-sb-on", "shim-sb-on", "uki-sb-setup"} {
-		f.Add(recorded(f, name))
+	for _, pattern := range []string{"../testdata/vm/*/binary_bios_measurements", "../testdata/uboot/*/binary_bios_measurements",
+		filepath.Join(os.Getenv("TRUSTTREE_CORPUS"), "secureboot", "thirdparty", "*", "*")} {
+		files, err := filepath.Glob(pattern)
+		require.NoError(f, err)
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			require.NoError(f, err)
+			f.Add(b)
+		}
 	}
 	f.Add(logtest.Header(crypto.SHA256))
 	f.Add(make([]byte, 64))

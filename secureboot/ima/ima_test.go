@@ -332,10 +332,13 @@ func TestResumeVerifiesTheNewEntriesAlone(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	b, pcrs := recorded(f, "uki-sb-on", "sha256")
-	f.Add(b)
-	b, _ = recorded(f, "uki-ima-violation", "sha256")
-	f.Add(b)
+	_, pcrs := recorded(f, "uki-sb-on", "sha256")
+	dirs, err := os.ReadDir("../testdata/vm")
+	require.NoError(f, err)
+	for _, d := range dirs {
+		b, _ := recorded(f, d.Name(), "sha256")
+		f.Add(b)
+	}
 	f.Add(file("/x", "y"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l, err := ima.Parse(b, &ima.Options{MaxEntries: 1000})
@@ -345,7 +348,12 @@ func FuzzParse(f *testing.F) {
 		for e := range l.Entries() {
 			_ = e.String()
 		}
-		_, _ = l.Verify(crypto.SHA256, pcrs)
+		if v, err := l.Verify(crypto.SHA256, pcrs); err == nil {
+			for e := range v.Entries() {
+				_ = e.ID()
+			}
+			_, _ = ima.Resume(v.State, b, pcrs, 0, 0, nil)
+		}
 		_, _ = l.Verify(crypto.SHA1, map[int][]byte{10: make([]byte, 20)})
 	})
 }
