@@ -325,7 +325,7 @@ func (w *partWriter) mark(_ context.Context, n int64) error {
 func (w *partWriter) verify(ctx context.Context) error {
 	h := sha256.New()
 	r := &ctxReader{ctx: ctx, r: io.NewSectionReader(w.file, 0, w.part.Length)}
-	n, err := io.CopyBuffer(onlyWriter{h}, r, make([]byte, chunk))
+	n, err := io.CopyBuffer(onlyWriter{h}, r, make([]byte, readBack))
 	if err != nil {
 		return fmt.Errorf("update: read back slot %s, part %s: %w", w.slot, w.part.Name, err)
 	}

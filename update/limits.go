@@ -41,6 +41,7 @@ func (l Limits) withDefaults() Limits {
 // Times and sizes that are not configurable.
 const (
 	chunk       = 256 << 10 // bytes read at a time from a source or slot
+	readBack    = 1 << 20   // bytes read back at a time from a slot
 	checkpoint  = 16 << 20  // bytes between two durable checkpoints of a download
 	retryPause  = 250 * time.Millisecond
 	defaultTrys = 3 // boots of a trial

@@ -84,10 +84,39 @@ func openDevice(path string) (update.SlotFile, error) {
 
 type slotFile struct {
 	*os.File
-	size int64
+	size   int64
+	direct *os.File // for large reads, which come from the medium; may be nil
+	tried  bool     // to open direct
 }
 
 func (f *slotFile) Size() int64 { return f.size }
+
+// ReadAt reads large aligned pieces from the medium itself. Like the rest of a
+// SlotFile it is used by one goroutine at a time.
+func (f *slotFile) ReadAt(p []byte, off int64) (int, error) {
+	if fitsDirect(p, off) {
+		if !f.tried {
+			f.direct, f.tried = openDirect(f.File), true
+		}
+		if f.direct != nil {
+			n, err := f.direct.ReadAt(p, off)
+			if !errors.Is(err, syscall.EINVAL) {
+				return n, err
+			}
+			_ = f.direct.Close() // the device wants another alignment
+			f.direct = nil
+		}
+	}
+	return f.File.ReadAt(p, off)
+}
+
+// Close closes the file.
+func (f *slotFile) Close() error {
+	if f.direct != nil {
+		return errors.Join(f.File.Close(), f.direct.Close())
+	}
+	return f.File.Close()
+}
 
 func (f *slotFile) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || off+int64(len(p)) > f.size {
