@@ -156,6 +156,24 @@ func BenchmarkInstall500MiB(b *testing.B) {
 	})
 }
 
+// Download to a file that appears whole: verified on the way, synced, renamed.
+func BenchmarkDownloadFile500MiB(b *testing.B) {
+	size := int64(testenv.N(64, 500)) << 20
+	dir, root := bigTarget(b, size)
+	c, err := update.NewClient(update.ClientConfig{Root: root, Dir: b.TempDir(), Images: update.FSSource(os.DirFS(dir)), Floors: update.FileFloors(b.TempDir())})
+	require.NoError(b, err)
+	_, err = c.Refresh(b.Context())
+	require.NoError(b, err)
+	tgt, err := c.Target(b.Context(), "parts/stable/os-2/rootfs")
+	require.NoError(b, err)
+	b.SetBytes(size)
+	file := filepath.Join(b.TempDir(), "out")
+	measure(b, func() {
+		require.NoError(b, c.DownloadFile(b.Context(), tgt, file, nil))
+		require.NoError(b, os.Remove(file))
+	})
+}
+
 // The peer: go-tuf's updater downloads the same target.
 func BenchmarkGoTUFDownload500MiB(b *testing.B) {
 	size := int64(testenv.N(64, 500)) << 20
