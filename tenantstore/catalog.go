@@ -109,7 +109,10 @@ func (s *Store) save(ctx context.Context, e entry, version uint64) (uint64, erro
 				return err
 			}
 		}
-		return s.sys.putIf(tx, new(scratch), s.catalogKey(e.ID), value, version, next)
+		if err := s.sys.putIf(tx, new(scratch), s.catalogKey(e.ID), value, version, next); err != nil {
+			return err
+		}
+		return tellOthers(tx)
 	})
 	return next, err
 }
@@ -194,7 +197,10 @@ func (s *Store) loadState(ctx context.Context, name string) (value []byte, err e
 
 func (s *Store) saveAssignments(ctx context.Context, signed []byte) error {
 	return s.sys.db.Update(ctx, func(tx engine.Tx) error {
-		return s.sys.put(tx, new(scratch), s.stateKey(assignmentsKey), signed, s.version())
+		if err := s.sys.put(tx, new(scratch), s.stateKey(assignmentsKey), signed, s.version()); err != nil {
+			return err
+		}
+		return tellOthers(tx)
 	})
 }
 

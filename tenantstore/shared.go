@@ -5,11 +5,60 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/trusttree/trusttree/tenantstore/engine"
 )
 
 // pollEvery is how old may be what a process knows of changes that another
-// one made, where several share the system instance.
+// one made, where several share the system instance. Where the engine can wake
+// the others (PostgreSQL's LISTEN and NOTIFY) they ask at their next use; the
+// poll stays behind that, for a connection that is lost and not yet missed.
 const pollEvery = 500 * time.Millisecond
+
+// Waits before a lost connection is tried again.
+const (
+	listenWait    = 500 * time.Millisecond
+	maxListenWait = 30 * time.Second
+)
+
+// listen keeps listening to the system instance until the store is closed.
+func (s *Store) listen(l engine.Listener) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	s.stopListening = func() { cancel(); <-done }
+	go func() {
+		defer close(done)
+		wait := listenWait
+		for {
+			err := l.Listen(ctx, func() { wait = listenWait; s.wake() })
+			if ctx.Err() != nil {
+				return
+			}
+			s.cfg.Logger.WarnContext(ctx, "no wake-ups from other processes: polling", "event", "tenantstore.listen_lost", "error", err, "retry", wait)
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return
+			}
+			wait = min(2*wait, maxListenWait)
+		}
+	}()
+}
+
+// wake makes the next use of anything ask what changed.
+func (s *Store) wake() {
+	s.woken.Store(time.Now().UnixNano())
+	s.polled.Store(0)
+	s.cfg.Logger.Debug("another process may have changed something", "event", "tenantstore.woken")
+}
+
+// tellOthers wakes the other processes when the transaction commits.
+func tellOthers(tx engine.Tx) error {
+	if w, ok := tx.(engine.Waker); ok {
+		return w.Wake()
+	}
+	return nil
+}
 
 // refresh takes over assignments that another process brought into force.
 func (s *Store) refresh(ctx context.Context) error {
@@ -47,14 +96,15 @@ func (s *Store) current(ctx context.Context, in *instance) (bool, error) {
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if time.Since(in.seen) < pollEvery {
+	now := time.Now()
+	if now.Sub(in.seen) < pollEvery && in.seen.UnixNano() > s.woken.Load() {
 		return true, nil
 	}
 	e, _, ok, err := s.lookup(ctx, in.id)
 	if err != nil {
 		return false, err
 	}
-	in.seen = time.Now()
+	in.seen = now
 	o := in.entry
 	return ok && e.UID == o.UID && e.State == o.State && e.Engine == o.Engine && e.Generation == o.Generation && e.KeyID == o.KeyID, nil
 }

@@ -104,7 +104,10 @@ type Store struct {
 	lastVersion atomic.Uint64
 	shared      bool         // other processes use the system instance too
 	polled      atomic.Int64 // when refresh last asked, in nanoseconds
-	closed      atomic.Bool
+	woken       atomic.Int64 // when another process last said that something changed
+
+	stopListening func() // nil where nobody can wake us
+	closed        atomic.Bool
 }
 
 // bootstrap is the file store.json: what opens the system instance. Version 1.
@@ -158,8 +161,11 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err := s.loadAssignments(ctx); err != nil {
 		return nil, err
 	}
-	if s.shared {
-		return s, nil // see Recover
+	if s.shared { // see Recover
+		if l, ok := s.sys.db.(engine.Listener); ok {
+			s.listen(l)
+		}
+		return s, nil
 	}
 	return s, s.recover(ctx)
 }
@@ -382,6 +388,9 @@ func (s *Store) Close(ctx context.Context) error {
 }
 
 func (s *Store) closeAll(ctx context.Context) error {
+	if s.stopListening != nil {
+		s.stopListening()
+	}
 	err := s.cache.close(ctx)
 	if s.audit != nil && s.audit.log != nil {
 		err = errors.Join(err, s.audit.close())

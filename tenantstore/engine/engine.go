@@ -125,3 +125,18 @@ type Tx interface {
 	// scanning.
 	Scan(from, to []byte, reverse bool, limit int) iter.Seq2[KV, error]
 }
+
+// Waker is what a Tx of a shared engine implements if it can tell other
+// processes at once that something changed.
+type Waker interface {
+	// Wake wakes those that listen to the instance, when the transaction commits.
+	Wake() error
+}
+
+// Listener is what a DB of such an engine implements.
+type Listener interface {
+	// Listen calls woken once when it listens, since something may have happened
+	// before, and then after each commit that called Wake, in any process; several
+	// may be one. It returns when ctx is done or the connection is lost.
+	Listen(ctx context.Context, woken func()) error
+}

@@ -8,7 +8,10 @@
 // tenant's key and reaches the server as a SCRAM-SHA-256 verifier, so neither
 // the administrator's connection string nor a look at the catalogue opens a
 // tenant, and a connection pooler that hands out somebody else's session is
-// noticed. No session state is used: pgbouncer may pool transactions.
+// noticed. No session state is used: pgbouncer may pool transactions. The one
+// exception goes past the pooler: a process that shares its system instance
+// with others holds one connection to the server itself for LISTEN, so that it
+// learns of their changes at once; when that fails it polls twice a second.
 //
 // What the server stores is sealed by tenantstore before: its administrator,
 // pg_dump and the write-ahead log see the names of instances (random), kinds

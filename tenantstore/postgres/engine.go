@@ -305,7 +305,8 @@ func (e *Engine) Open(ctx context.Context, ref engine.Ref, fileKey []byte) (engi
 	if err != nil {
 		return nil, classify(ref, err)
 	}
-	d := &db{e: e, ref: ref, pool: pool, table: e.table(ref)}
+	d := &db{e: e, ref: ref, pool: pool, table: e.table(ref), direct: e.admin.Config().ConnConfig.Copy()}
+	d.direct.User, d.direct.Password, d.direct.Database = c.ConnConfig.User, pw, c.ConnConfig.Database
 	d.wait.Lock, d.wait.Commit = make(chan struct{}, 1), d.runGroup
 	if err := d.inspect(ctx); err != nil {
 		pool.Close()
@@ -372,4 +373,6 @@ type db struct {
 	pool  *pgxpool.Pool
 	table string
 	wait  group.Queue
+
+	direct *pgx.ConnConfig // the tenant's login, to the server itself
 }

@@ -13,10 +13,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,6 +37,25 @@ type site struct {
 	roots *x509.CertPool
 	keys  tenantstore.KeyProvider
 	cert  func(cn string) []*x509.Certificate
+	woken atomic.Int64 // how often a store was
+	lost  atomic.Int64
+}
+
+// logger counts what the stores say about waking.
+func (w *site) logger() *slog.Logger {
+	return slog.New(slog.NewJSONHandler(counter{w}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+type counter struct{ w *site }
+
+func (c counter) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(`"tenantstore.woken"`)) {
+		c.w.woken.Add(1)
+	}
+	if bytes.Contains(p, []byte(`"tenantstore.listen_lost"`)) {
+		c.w.lost.Add(1)
+	}
+	return len(p), nil
 }
 
 func newSite(t *testing.T) *site {
@@ -64,7 +85,7 @@ func newSite(t *testing.T) *site {
 }
 
 func (w *site) open(t *testing.T, e *postgres.Engine, dir, instance string) *tenantstore.Store {
-	s, err := tenantstore.Open(t.Context(), tenantstore.Config{Dir: dir, Keys: w.keys, Owners: []crypto.PublicKey{w.owner.Public()}, Roots: w.roots,
+	s, err := tenantstore.Open(t.Context(), tenantstore.Config{Dir: dir, Logger: w.logger(), Keys: w.keys, Owners: []crypto.PublicKey{w.owner.Public()}, Roots: w.roots,
 		Region: "eu", System: e.Name(), Instance: instance, Placement: []tenantstore.Placement{{Region: "eu", Engine: e}}})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close(context.Background()) })
@@ -137,12 +158,18 @@ func TestTwoProcessesShareAStore(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "two", string(r.Value))
 
+	before := w.woken.Load()
 	require.NoError(t, one.Suspend(ctx, op, "acme"))
+	require.Eventually(t, func() bool { return w.woken.Load() >= before+2 }, 20*time.Second, time.Millisecond, "both are told at once, without a poll")
 	require.Eventually(t, func() bool {
 		_, err := cols[1].Get(ctx, []byte("k"))
 		return errors.Is(err, tenantstore.ErrTenantClosed)
 	}, 10*time.Second, 50*time.Millisecond)
+	// The listening connections are cut: the poll goes on, and they come back.
+	before = w.woken.Load()
+	admin(t, c, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
 	require.NoError(t, two.Resume(ctx, w.principal(t, two, "operator"), "acme"))
+	require.Eventually(t, func() bool { return w.lost.Load() >= 2 && w.woken.Load() >= before+2 }, 20*time.Second, 10*time.Millisecond)
 	w.assign(t, two, 2, tenantstore.RoleRead)
 	require.Eventually(t, func() bool {
 		_, err := cols[0].Put(ctx, []byte("k"), nil)

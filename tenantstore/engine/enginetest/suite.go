@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -20,7 +21,7 @@ import (
 func Run(t *testing.T, e engine.Engine) {
 	for name, f := range map[string]func(*testing.T, engine.Engine){
 		"Lifecycle": lifecycle, "Transactions": transactions, "Scan": scan, "GroupCommit": groupCommit,
-		"WrongKey": wrongKey, "Cancel": cancel, "Fence": fence, "LargeValue": largeValue, "TwoInstances": twoInstances,
+		"WrongKey": wrongKey, "Cancel": cancel, "Fence": fence, "LargeValue": largeValue, "TwoInstances": twoInstances, "Listen": listen,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, e) })
 	}
@@ -269,4 +270,42 @@ func twoInstances(t *testing.T, e engine.Engine) {
 	put(t, b, "k", "b")
 	assert.Equal(t, "a", get(t, a, "k"))
 	assert.Equal(t, "b", get(t, b, "k"))
+}
+
+// listen has somebody listen, and woken by what is committed, not by what is
+// rolled back.
+func listen(t *testing.T, e engine.Engine) {
+	r, db := made(t, e)
+	l, ok := db.(engine.Listener)
+	if !ok {
+		t.Skip("the engine wakes nobody")
+	}
+	other, err := e.Open(t.Context(), r, key(next))
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, other.Close()) }()
+	ctx, stop := context.WithCancel(t.Context())
+	woken, done := make(chan struct{}, 10), make(chan error)
+	go func() { done <- l.Listen(ctx, func() { woken <- struct{}{} }) }()
+	wait := func(what string) {
+		t.Helper()
+		select {
+		case <-woken:
+		case <-time.After(20 * time.Second):
+			t.Fatal("not woken: " + what)
+		}
+	}
+	wait("when it listens")
+	boom := errors.New("boom")
+	say := func(fail error) error {
+		return other.Update(t.Context(), func(tx engine.Tx) error {
+			require.NoError(t, tx.(engine.Waker).Wake())
+			return fail
+		})
+	}
+	require.ErrorIs(t, say(boom), boom)
+	require.NoError(t, say(nil))
+	wait("after a commit")
+	assert.Empty(t, woken, "one commit, one wake-up; none for what was rolled back")
+	stop()
+	require.ErrorIs(t, <-done, context.Canceled)
 }
