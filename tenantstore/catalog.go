@@ -61,6 +61,7 @@ const (
 	catalogName = "~catalog"
 	uidsName    = "~uids"
 	stateName   = "~state"
+	logsName    = "~logs" // audit keys of the processes, by the names of their logs
 )
 
 // lookup reads a tenant's entry; ok is false when there is none.
@@ -176,6 +177,42 @@ func prefixEnd(prefix []byte) []byte {
 		}
 	}
 	return nil
+}
+
+// registerLog makes this process's log known to all who share the store.
+func (s *Store) registerLog(ctx context.Context) error {
+	key := append(s.sys.seal.space(kindRecord, logsName), s.signer.Name()...)
+	var there []byte
+	err := s.sys.db.View(ctx, func(tx engine.Tx) (err error) {
+		_, there, err = s.sys.get(tx, new(scratch), key)
+		return ignoreNotFound(err)
+	})
+	if err != nil || string(there) == s.auditKey {
+		return err
+	}
+	return s.sys.db.Update(ctx, func(tx engine.Tx) error {
+		return s.sys.put(tx, new(scratch), key, []byte(s.auditKey), s.version())
+	})
+}
+
+// logs returns the audit keys of all processes.
+func (s *Store) logs(ctx context.Context) (keys []string, err error) {
+	space := s.sys.seal.space(kindRecord, logsName)
+	err = s.sys.db.View(ctx, func(tx engine.Tx) error {
+		keys = nil
+		for kv, err := range tx.Scan(space, prefixEnd(space), false, maxLogs) {
+			if err != nil {
+				return err
+			}
+			_, value, err := s.sys.seal.open(new(scratch), kv.Key, kv.Value)
+			if err != nil {
+				return fmt.Errorf("registry of logs: %w", err)
+			}
+			keys = append(keys, string(value))
+		}
+		return nil
+	})
+	return keys, err
 }
 
 const assignmentsKey = "assignments"

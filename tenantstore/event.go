@@ -37,6 +37,8 @@ type Event struct {
 	Collection string `json:"collection,omitempty"`
 	Count      int64  `json:"count,omitempty"`
 	Detail     string `json:"detail,omitempty"` // key names, reasons; no secret, no record
+	// Log is the log it was read from, in an AuditTrail.
+	Log string `json:"-"`
 }
 
 // auditLeaf is what the log commits to: nothing in it names a tenant to who
@@ -76,11 +78,12 @@ type access struct {
 
 // auditor writes the store's Merkle log.
 type auditor struct {
-	log   *auditlog.Log
-	store UID
-	pseud []byte
-	now   func() time.Time
-	slog  *slog.Logger
+	log      *auditlog.Log
+	verifier note.Verifier
+	store    UID
+	pseud    []byte
+	now      func() time.Time
+	slog     *slog.Logger
 
 	serial uint64 // of the assignments that the log saw last; set while it is opened
 
@@ -92,7 +95,7 @@ type auditor struct {
 }
 
 func openAuditor(dir string, store UID, system trail, signer note.Signer, verifier note.Verifier, pseudonym []byte, now func() time.Time, lg *slog.Logger) (*auditor, error) {
-	a := &auditor{store: store, pseud: pseudonym, now: now, slog: lg, n: map[string]int64{}, pending: map[accessKey]*access{}}
+	a := &auditor{verifier: verifier, store: store, pseud: pseudonym, now: now, slog: lg, n: map[string]int64{}, pending: map[accessKey]*access{}}
 	log, err := auditlog.Open(dir, signer, verifier, func(e auditlog.Entry) error {
 		var l auditLeaf
 		if err := strictJSON(e.Leaf, &l); err != nil {
@@ -264,6 +267,12 @@ func (a *auditor) flushLocked() error {
 }
 
 func (a *auditor) checkpoint() ([]byte, int64, error) {
+	b, n, _, err := a.checkpointOf("")
+	return b, n, err
+}
+
+// checkpointOf also returns the number of leaves of a pseudonym.
+func (a *auditor) checkpointOf(who string) ([]byte, int64, int64, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.timer != nil {
@@ -271,13 +280,13 @@ func (a *auditor) checkpoint() ([]byte, int64, error) {
 		a.timer = nil
 	}
 	if err := a.flushLocked(); err != nil {
-		return nil, 0, err
+		return nil, 0, 0, err
 	}
 	b, n, err := a.log.Checkpoint()
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrAudit, err)
 	}
-	return b, n, err
+	return b, n, a.n[who], err
 }
 
 func (a *auditor) close() error {

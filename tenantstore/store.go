@@ -24,6 +24,7 @@ import (
 
 	"github.com/trusttree/trusttree/internal/durable"
 	"github.com/trusttree/trusttree/tenantstore/engine"
+	"github.com/trusttree/trusttree/tenantstore/internal/auditlog"
 	"github.com/trusttree/trusttree/tenantstore/internal/sqlite"
 )
 
@@ -59,6 +60,10 @@ type Config struct {
 	// audit key. Two processes must not use one name, and their tenants belong
 	// on shared engines.
 	Instance string
+	// Witnesses are the verifier keys of the witnesses whose cosignatures
+	// Store.Cosign accepts: NAME+HASH+KEY, signature type 4 (C2SP
+	// tlog-cosignature).
+	Witnesses []string
 	// Quota is for what a tenant's own leaves at zero.
 	Quota Quota
 	// MaxOpen is how many instances are open at once; 0 means 256. Each takes
@@ -97,6 +102,8 @@ type Store struct {
 	audit    *auditor
 	auditKey string
 	signer   note.Signer
+
+	witnesses []note.Verifier
 
 	control     sync.Mutex // serialises the control plane
 	assigned    atomic.Pointer[verifiedAssignments]
@@ -142,6 +149,13 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 			err = errors.Join(err, s.closeAll(ctx))
 		}
 	}()
+	for _, k := range cfg.Witnesses {
+		w, err := auditlog.NewWitness(k)
+		if err != nil {
+			return nil, fmt.Errorf("%w: Config.Witnesses: %q: %w", ErrInvalid, clip(k), err)
+		}
+		s.witnesses = append(s.witnesses, w)
+	}
 	embedded, err := sqlite.New(filepath.Join(cfg.Dir, "instances"))
 	if err != nil {
 		return nil, err
@@ -305,7 +319,10 @@ func (s *Store) useSystem(ctx context.Context, boot bootstrap) error {
 		return err
 	}
 	s.audit, err = openAuditor(filepath.Join(s.cfg.Dir, "audit"), s.uid, s.systemTrail(), s.signer, verifier, pseud, s.cfg.Clock, s.cfg.Logger)
-	return err
+	if err != nil {
+		return err
+	}
+	return s.registerLog(ctx)
 }
 
 func (s *Store) makeSigner(key ed25519.PrivateKey) (note.Verifier, error) {

@@ -1,12 +1,7 @@
 package tenantstore
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,19 +9,30 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
-	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/trusttree/trusttree/tenantstore/internal/auditlog"
 )
 
 // An audit export is JSON lines: one auditHeader, then one auditEntry for each
-// event. Version 1.
+// event. Where several processes share a store, each has a log of its own: the
+// exports one after the other in one file are the merged export. Version 2;
+// version 1 had neither number, list of logs nor signature.
 type auditHeader struct {
 	Version    int    `json:"version"`
 	Tenant     ID     `json:"tenant"`
 	UID        UID    `json:"uid"`
 	Who        string `json:"who"`
 	Checkpoint []byte `json:"checkpoint"`
+
+	Events int64 `json:"events,omitempty"` // how many follow
+	// Logs are the audit keys of all logs of the store.
+	Logs []string `json:"logs,omitempty"`
+	// Cosigned is an earlier checkpoint, or this one, that witnesses cosigned,
+	// and Extends the proof (RFC 6962) that the log only grew since.
+	Cosigned []byte   `json:"cosigned,omitempty"`
+	Extends  [][]byte `json:"extends,omitempty"`
+	// Signed is a signed note of this header without Signed.
+	Signed []byte `json:"signed,omitempty"`
 }
 
 type auditEntry struct {
@@ -36,136 +42,91 @@ type auditEntry struct {
 	Proof [][]byte        `json:"proof"`
 }
 
-// Limits of an export that is verified.
-const (
-	maxExportLine = 64 << 10
-	maxProof      = 63
-)
-
-// AuditTrail is what VerifyAuditTrail alone returns: events that are in the
-// store's log under a signed checkpoint.
-type AuditTrail struct {
-	Tenant ID
-	UID    UID
-	Origin string // the log
-	Size   int64  // entries of the log, of all tenants, that the checkpoint covers
-	Root   []byte
-	Events []Event // complete from the tenant's first to its last one in the export
-}
-
-// AuditKey returns the key that verifies the store's checkpoints and receipts,
-// in the form of golang.org/x/mod/sumdb/note: pin it with the tenants.
+// AuditKey returns the key that verifies the checkpoints and receipts of this
+// process, in the form of golang.org/x/mod/sumdb/note: pin it with the tenants.
 func (s *Store) AuditKey() string { return s.auditKey }
 
+// AuditKeys returns the audit keys of all processes that ever used the store,
+// each with a log of its own (Config.Instance), in the order of their names.
+func (s *Store) AuditKeys(ctx context.Context) ([]string, error) {
+	keys, err := s.logs(ctx)
+	return keys, boundary(ctx, "audit keys", err)
+}
+
 // Checkpoint writes pending accesses, signs the audit log as it is and returns
-// the checkpoint (C2SP tlog-checkpoint), for witnesses and monitors: who keeps
-// one detects that the log was cut or rewritten.
+// the checkpoint (C2SP tlog-checkpoint), for monitors: who keeps one detects
+// that the log was cut or rewritten.
 func (s *Store) Checkpoint(ctx context.Context) ([]byte, error) {
 	b, _, err := s.audit.checkpoint()
 	return b, boundary(ctx, "checkpoint", err)
 }
 
-// ExportAudit writes the tenant's audit trail with inclusion proofs and a
-// signed checkpoint. It needs RoleAdmin. The events of others are not in it,
-// not even in number. VerifyAuditTrail reads it offline.
+// WitnessRequest returns what to POST to a witness's add-checkpoint (C2SP
+// tlog-witness): the checkpoint, and the proof that the log only grew since it
+// had old entries, which is what the witness saw last (0: nothing). Join the
+// answer to the checkpoint and give that to Cosign.
+func (s *Store) WitnessRequest(ctx context.Context, old int64) ([]byte, error) {
+	_, _, err := s.audit.checkpoint()
+	var b []byte
+	if err == nil {
+		if b, err = s.audit.log.AddCheckpoint(old); err != nil {
+			err = fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+	}
+	return b, boundary(ctx, "witness request", err)
+}
+
+// Cosign keeps a checkpoint that witnesses of Config.Witnesses cosigned (C2SP
+// tlog-cosignature): Open then refuses a log that is not its continuation, and
+// exports prove it to the tenants. It returns ErrTampered when the witness saw
+// another log than this.
+func (s *Store) Cosign(ctx context.Context, checkpoint []byte) error {
+	err := s.audit.log.Cosign(checkpoint, s.audit.verifier, s.witnesses)
+	switch {
+	case errors.Is(err, auditlog.ErrTampered):
+		err = fmt.Errorf("%w: %w", ErrTampered, err)
+	case err != nil:
+		err = fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return boundary(ctx, "cosign", err)
+}
+
+// ExportAudit writes the tenant's audit trail in this process's log, with
+// inclusion proofs and a signed checkpoint. It needs RoleAdmin. The events of
+// others are not in it, not even in number. VerifyAuditTrail reads it offline,
+// and several of them, one behind the other, as one.
 func (t *Tenant) ExportAudit(ctx context.Context, w io.Writer) error {
 	return boundary(ctx, "export audit trail", t.with(ctx, "export audit", "", []Role{RoleAdmin}, func(in *instance) error {
-		cp, n, err := t.s.audit.checkpoint()
+		h, n, err := t.s.exportHeader(ctx, t)
 		if err != nil {
 			return err
 		}
 		enc := json.NewEncoder(w)
-		tr := in.trail()
-		if err := enc.Encode(auditHeader{Version: 1, Tenant: t.id, UID: t.uid, Who: t.s.audit.who(t.uid), Checkpoint: cp}); err != nil {
+		if err := enc.Encode(h); err != nil {
 			return err
 		}
-		return t.s.audit.export(ctx, tr, n, func(e auditEntry) error { return enc.Encode(e) })
+		return t.s.audit.export(ctx, in.trail(), n, func(e auditEntry) error { return enc.Encode(e) })
 	}))
 }
 
-// VerifyAuditTrail reads an export and checks it with nothing but the store's
-// audit key (Store.AuditKey): the checkpoint's signature, that each event is
-// what a leaf committed to, that the leaf is in the tree, and that no event is
-// missing between the first and the last. It returns ErrTampered otherwise.
-func VerifyAuditTrail(r io.Reader, auditKey string) (*AuditTrail, error) {
-	t, err := verifyTrail(r, auditKey)
+func (s *Store) exportHeader(ctx context.Context, t *Tenant) (h auditHeader, n int64, err error) {
+	h = auditHeader{Version: 2, Tenant: t.id, UID: t.uid, Who: s.audit.who(t.uid)}
+	if h.Checkpoint, n, h.Events, err = s.audit.checkpointOf(h.Who); err != nil {
+		return h, n, err
+	}
+	if h.Logs, err = s.logs(ctx); err != nil {
+		return h, n, err
+	}
+	cosigned, proof, err := s.audit.log.Cosigned(n, s.audit.verifier)
 	if err != nil {
-		return nil, fmt.Errorf("tenantstore: verify audit trail: %w", err)
+		return h, n, fmt.Errorf("%w: %w", ErrTampered, err)
 	}
-	return t, nil
-}
-
-func verifyTrail(r io.Reader, auditKey string) (*AuditTrail, error) {
-	verifier, err := note.NewVerifier(auditKey)
-	if err != nil {
-		return nil, fmt.Errorf("%w: audit key: %w", ErrInvalid, err)
+	h.Cosigned = cosigned
+	for i := range proof {
+		h.Extends = append(h.Extends, proof[i][:])
 	}
-	in := bufio.NewScanner(r)
-	in.Buffer(nil, maxExportLine)
-	if !in.Scan() {
-		return nil, fmt.Errorf("%w: empty export: %w", ErrInvalid, errors.Join(in.Err(), io.ErrUnexpectedEOF))
-	}
-	var h auditHeader
-	if err := strictJSON(in.Bytes(), &h); err != nil {
-		return nil, err
-	}
-	if h.Version != 1 {
-		return nil, fmt.Errorf("%w: export version %d, this reader knows 1", ErrInvalid, h.Version)
-	}
-	origin, tree, err := auditlog.OpenCheckpoint(h.Checkpoint, verifier)
-	if err != nil {
-		return nil, fmt.Errorf("%w: checkpoint: %w", ErrTampered, err)
-	}
-	if origin != verifier.Name() {
-		return nil, fmt.Errorf("%w: checkpoint of log %q under the key of %q", ErrTampered, clip(origin), verifier.Name())
-	}
-	t := &AuditTrail{Tenant: h.Tenant, UID: h.UID, Origin: origin, Size: tree.N, Root: tree.Hash[:]}
-	last := int64(-1)
-	for in.Scan() {
-		l, e, err := verifyEntry(in.Bytes(), tree)
-		if err != nil {
-			return nil, err
-		}
-		n := int64(len(t.Events) + 1)
-		if l.Who != h.Who || e.UID != h.UID || l.N != n || l.Seq <= last {
-			return nil, fmt.Errorf("%w: entry %d: event number %d is missing or of another tenant", ErrTampered, l.Seq, n)
-		}
-		last = l.Seq
-		t.Events = append(t.Events, e)
-	}
-	return t, in.Err()
-}
-
-func verifyEntry(b []byte, tree tlog.Tree) (l auditLeaf, e Event, err error) {
-	var x auditEntry
-	if err := strictJSON(b, &x); err != nil {
-		return l, e, err
-	}
-	if err := strictJSON(x.Leaf, &l); err != nil {
-		return l, e, err
-	}
-	if l.Version != 1 || l.Seq < 0 || l.Seq >= tree.N || len(x.Proof) > maxProof || len(x.Salt) != saltSize {
-		return l, e, fmt.Errorf("%w: entry %d is malformed", ErrTampered, l.Seq)
-	}
-	var leaf bytes.Buffer // what was written is compact
-	if err := json.Compact(&leaf, x.Leaf); err != nil {
-		return l, e, fmt.Errorf("%w: %w", ErrInvalid, err)
-	}
-	proof := make(tlog.RecordProof, len(x.Proof))
-	for i, p := range x.Proof {
-		if copy(proof[i][:], p) != tlog.HashSize || len(p) != tlog.HashSize {
-			return l, e, fmt.Errorf("%w: entry %d: proof is malformed", ErrTampered, l.Seq)
-		}
-	}
-	if err := tlog.CheckRecord(proof, tree.N, tree.Hash, l.Seq, tlog.RecordHash(leaf.Bytes())); err != nil {
-		return l, e, fmt.Errorf("%w: entry %d is not in the log: %w", ErrTampered, l.Seq, err)
-	}
-	sum := sha256.Sum256(append(x.Salt, x.Event...))
-	want, err := hex.DecodeString(l.Hash)
-	if err != nil || subtle.ConstantTimeCompare(sum[:], want) != 1 {
-		return l, e, fmt.Errorf("%w: event %d is not the one that was logged", ErrTampered, l.Seq)
-	}
-	return l, e, strictJSON(x.Event, &e)
+	h.Signed, err = s.signJSON(h)
+	return h, n, err
 }
 
 // Receipt says that the store did something to a tenant for good. Only

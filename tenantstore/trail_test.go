@@ -68,8 +68,13 @@ func TestForgedAuditTrailIsRefused(t *testing.T) {
 		"first event left out": join(append([][]byte{lines[0]}, lines[2:]...)...),
 		"event left out":       join(append([][]byte{lines[0], lines[1]}, lines[3:]...)...),
 		"event twice":          join(append([][]byte{lines[0], lines[1], lines[1]}, lines[2:]...)...),
-		"unknown version":      bytes.Replace(x, []byte(`{"version":1`), []byte(`{"version":2`), 1),
-		"unknown field":        bytes.Replace(x, []byte(`{"version":1`), []byte(`{"extra":1,"version":1`), 1),
+		"last event left out":  join(lines[:len(lines)-1]...),
+		"no event":             lines[0],
+		"older version":        bytes.Replace(x, []byte(`{"version":2`), []byte(`{"version":1`), 1), // without its signature's meaning
+		"unknown version":      bytes.Replace(x, []byte(`{"version":2`), []byte(`{"version":3`), 1),
+		"unknown field":        bytes.Replace(x, []byte(`{"version":2`), []byte(`{"extra":1,"version":2`), 1),
+		"number changed":       bytes.Replace(x, []byte(`"events":`), []byte(`"events":1`), 1),
+		"twice":                join(x, x),
 	} {
 		_, err := tenantstore.VerifyAuditTrail(bytes.NewReader(forged), s.AuditKey())
 		require.Error(t, err, name)
@@ -118,4 +123,63 @@ func TestNothingIsDoneWhenTheAuditLogCantBeWritten(t *testing.T) {
 	_, err = c.Put(ctx, []byte("k"), nil)
 	require.ErrorIs(t, err, tenantstore.ErrAudit, "accesses could not be written: the data plane is closed too")
 	assert.True(t, strings.Contains(w.log.String(), "tenantstore.audit_failed"))
+}
+
+// TestMergedTrailOfSeveralLogs has two stores stand for two processes of one:
+// their exports, one behind the other, are one trail; a log that is left out is
+// named, and a tenant's parts can't be mixed with another's.
+func TestMergedTrailNamesMissingLogs(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	w.edit = func(c *tenantstore.Config) { c.Instance = "one" }
+	s := w.open()
+	a := w.tenant(s, "acme")
+	_, err := a.Collection("c").Put(ctx, []byte("k"), nil)
+	require.NoError(t, err)
+	var first, second, alien bytes.Buffer
+	require.NoError(t, s.Close(ctx))
+	s = w.open()
+	key1 := s.AuditKey()
+	require.NoError(t, w.handle(s, "acme").ExportAudit(ctx, &first))
+	require.NoError(t, s.Close(ctx))
+
+	// The second process has the same system instance, and an audit directory of
+	// its own.
+	require.NoError(t, os.Rename(filepath.Join(w.dir, "store", "audit"), filepath.Join(w.dir, "audit-one")))
+	w.edit = func(c *tenantstore.Config) { c.Instance = "two" }
+	s = w.open()
+	require.NoError(t, func() error {
+		_, err := w.handle(s, "acme").Collection("c").Get(ctx, []byte("k"))
+		return err
+	}())
+	b := w.tenant(s, "beta")
+	require.NoError(t, w.handle(s, "acme").ExportAudit(ctx, &second))
+	require.NoError(t, b.ExportAudit(ctx, &alien))
+	all, err := s.AuditKeys(ctx)
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{key1, s.AuditKey()}, all)
+
+	both := bytes.Join([][]byte{second.Bytes(), first.Bytes()}, nil)
+	trail, err := tenantstore.VerifyAuditTrail(bytes.NewReader(both), all...)
+	require.NoError(t, err)
+	require.Len(t, trail.Logs, 2)
+	require.Empty(t, trail.Missing)
+	require.Len(t, trail.Events, trail.Logs[0].Events+trail.Logs[1].Events)
+	for i, e := range trail.Events[1:] {
+		require.False(t, e.Time.Before(trail.Events[i].Time), "merged by time")
+	}
+	assert.Equal(t, "trusttree/audit/one", trail.Events[0].Log)
+	assert.Equal(t, "trusttree/audit/two", trail.Events[len(trail.Events)-1].Log)
+
+	part, err := tenantstore.VerifyAuditTrail(bytes.NewReader(second.Bytes()), all...)
+	require.NoError(t, err)
+	require.Equal(t, []string{"trusttree/audit/one"}, part.Missing, "a log that is left out is named")
+	_, err = tenantstore.VerifyAuditTrail(bytes.NewReader(both), s.AuditKey())
+	require.ErrorIs(t, err, tenantstore.ErrTampered, "each log wants its key")
+	for name, x := range map[string][]byte{
+		"a log twice": append(bytes.Clone(both), first.Bytes()...),
+		"two tenants": append(bytes.Clone(first.Bytes()), alien.Bytes()...),
+	} {
+		_, err := tenantstore.VerifyAuditTrail(bytes.NewReader(x), all...)
+		require.ErrorIs(t, err, tenantstore.ErrInvalid, name)
+	}
 }

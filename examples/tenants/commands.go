@@ -210,7 +210,7 @@ func restore(ctx context.Context, a *app) error {
 	}
 	defer f.Close()
 	return a.with(ctx, operator, func(s *tenantstore.Store, op tenantstore.Principal, p *pki) error {
-		m, err := s.Restore(ctx, op, f, a.key, ids...)
+		m, err := s.Restore(ctx, op, f, a.key(), ids...)
 		if err != nil {
 			return err
 		}
@@ -231,13 +231,18 @@ func audit(ctx context.Context, a *app) error {
 	})
 }
 
+// checkAudit verifies exports, one for each log of the store, as one trail.
 func checkAudit(_ context.Context, a *app) error {
-	f, err := os.Open(a.args[0])
-	if err != nil {
-		return err
+	var files []io.Reader
+	for _, name := range a.args {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		files = append(files, f)
 	}
-	defer f.Close()
-	t, err := tenantstore.VerifyAuditTrail(f, a.key)
+	t, err := tenantstore.VerifyAuditTrail(io.MultiReader(files...), a.keys...)
 	if err != nil {
 		return err
 	}
@@ -245,7 +250,15 @@ func checkAudit(_ context.Context, a *app) error {
 	for _, e := range t.Events {
 		rows = append(rows, []string{e.Time.Format(time.DateTime), e.Action, e.Outcome, e.Subject, e.Collection, strconv.FormatInt(max(e.Count, 1), 10), e.Detail})
 	}
-	rows = append(rows, []string{fmt.Sprintf("tenant %s: %d events, all in log %s of %d entries", t.Tenant, len(t.Events), t.Origin, t.Size)})
+	for _, l := range t.Logs {
+		rows = append(rows, []string{fmt.Sprintf("tenant %s: %d events, all in log %s of %d entries", t.Tenant, l.Events, l.Origin, l.Size)})
+		for _, w := range l.Witnesses {
+			rows = append(rows, []string{fmt.Sprintf("seen by witness %s at %s with %d entries", w.Witness, w.Time.Format(time.DateTime), l.Witnessed)})
+		}
+	}
+	for _, name := range t.Missing {
+		rows = append(rows, []string{"missing: the export of log " + name})
+	}
 	return a.print(t, rows...)
 }
 
@@ -268,7 +281,7 @@ func checkReceipt(_ context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	r, err := tenantstore.VerifyReceipt(b, a.key)
+	r, err := tenantstore.VerifyReceipt(b, a.key())
 	if err != nil {
 		return err
 	}

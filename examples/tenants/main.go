@@ -7,8 +7,10 @@
 //	tenants rotate -dir D acme                 tenants rewrap -dir D acme
 //	tenants verify -dir D acme                 tenants suspend|resume|hold|release -dir D acme
 //	tenants backup -dir D -to age1… acme FILE  tenants restore -dir D -identity F FILE
-//	tenants audit -dir D acme FILE             tenants check-audit -key K FILE
-//	tenants destroy -dir D acme                tenants check-receipt -key K FILE
+//	tenants audit export -dir D acme FILE      tenants audit verify -key K FILE...
+//	tenants destroy -dir D acme                tenants receipt verify -key K FILE
+//
+// (also as audit, check-audit and check-receipt).
 //
 // The directory holds what in a deployment is with different people: the
 // owner's key and the issuer (pki), the key-encryption keys (keys) and the
@@ -30,6 +32,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 
@@ -50,8 +53,16 @@ type app struct {
 	json, verbose bool
 	dir           string
 	to, identity  string
-	key           string
+	keys          []string
 	args          []string
+}
+
+// key is the first -key, or empty.
+func (a *app) key() string {
+	if len(a.keys) == 0 {
+		return ""
+	}
+	return a.keys[0]
 }
 
 type command struct {
@@ -77,7 +88,7 @@ func commands() []command {
 		{"backup", "TENANT FILE", "write an age file for -to", backup},
 		{"restore", "FILE", "put a backup back, with -identity", restore},
 		{"audit", "TENANT FILE", "export a tenant's audit trail", audit},
-		{"check-audit", "FILE", "verify an audit trail offline with -key", checkAudit},
+		{"check-audit", "FILE...", "verify an audit trail offline with -key", checkAudit},
 		{"destroy", "TENANT", "destroy a tenant for good and print the receipt", destroy},
 		{"check-receipt", "FILE", "verify a receipt offline with -key", checkReceipt},
 	}
@@ -98,6 +109,7 @@ func (a *app) dispatch(ctx context.Context, args []string) error {
 		}
 		return wire.ErrHelp
 	}
+	args = words(args)
 	i := slices.IndexFunc(commands(), func(c command) bool { return c.name == args[0] })
 	if i < 0 {
 		return wire.Usage("no command %q (tenants -h lists them)", args[0])
@@ -109,7 +121,10 @@ func (a *app) dispatch(ctx context.Context, args []string) error {
 	f.BoolVar(&a.verbose, "v", false, "log security events to standard error")
 	f.StringVar(&a.to, "to", "", "age `recipient` of a backup")
 	f.StringVar(&a.identity, "identity", "", "`file` with the age identity of a backup")
-	f.StringVar(&a.key, "key", "", "the store's audit `key` (tenants init and list print it)")
+	f.Func("key", "the store's audit `key` (tenants init and list print it); one for each log or witness", func(k string) error {
+		a.keys = append(a.keys, k)
+		return nil
+	})
 	f.SetOutput(a.err)
 	if err := f.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
 		return wire.ErrHelp
@@ -117,17 +132,31 @@ func (a *app) dispatch(ctx context.Context, args []string) error {
 		return wire.Usage("%v", err)
 	}
 	a.args = f.Args()
-	if want := countArgs(c.args); len(a.args) != want {
+	want, more := countArgs(c.args), strings.HasSuffix(c.args, "...")
+	if len(a.args) != want && (!more || len(a.args) < want) {
 		return wire.Usage("tenants %s wants %d arguments: %s", c.name, want, c.args)
 	}
 	offline := c.name == "check-audit" || c.name == "check-receipt"
 	if !offline && a.dir == "" {
 		return wire.Usage("-dir is required")
 	}
-	if offline && a.key == "" {
+	if offline && len(a.keys) == 0 {
 		return wire.Usage("-key is required")
 	}
 	return c.run(ctx, a)
+}
+
+// words lets "audit export" and "audit verify" stand for audit and check-audit,
+// "receipt verify" for check-receipt.
+func words(args []string) []string {
+	if len(args) > 1 {
+		for long, short := range map[[2]string]string{{"audit", "export"}: "audit", {"audit", "verify"}: "check-audit", {"receipt", "verify"}: "check-receipt"} {
+			if [2]string(args[:2]) == long {
+				return append([]string{short}, args[2:]...)
+			}
+		}
+	}
+	return args
 }
 
 func countArgs(s string) (n int) {

@@ -46,6 +46,8 @@ type Log struct {
 	size    int64 // entries
 	end     int64 // bytes of entries
 	broken  error // set when a write failed: nothing is appended after it
+
+	cosigning sync.Mutex // for the file cosigned
 }
 
 // Open opens or makes the log in dir. It drops what a cut left half written,
@@ -96,7 +98,7 @@ func Open(dir string, signer note.Signer, verifier note.Verifier, each func(Entr
 		}
 		l.size, l.end = e.Seq+1, e.end
 	}
-	if err := l.checkHead(head); err != nil {
+	if err := errors.Join(l.checkHead(head), l.checkCosigned(verifier)); err != nil {
 		return nil, err
 	}
 	if err := l.entries.Truncate(l.end); err != nil {
