@@ -212,7 +212,10 @@ func (s *Store) restore(ctx context.Context, p Principal, r io.Reader, auditKey 
 			Tenant: e.ID, Detail: err.Error()}))
 	}
 	if ok {
-		err = s.moveTo(ctx, p, "restore", e.ID, "", func(ctx context.Context, _ entry, _ secret, dst *instance) error { return b.fill(ctx, dst) })
+		err = s.moveTo(ctx, p, "restore", e.ID, "",
+			func(ctx context.Context, _ entry, _ secret, dst *instance, _ func(context.Context) error) error {
+				return b.fill(ctx, dst)
+			}, false)
 	} else {
 		err = s.restoreNew(ctx, p, b)
 	}

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/trusttree/trusttree/tenantstore/engine"
@@ -19,6 +20,7 @@ type instance struct {
 	seal   *sealer
 	limits *limiter
 	closer func(*instance) error
+	moves  atomic.Pointer[moves] // set while the instance is copied in use
 
 	mu      sync.Mutex
 	checked time.Time // when the key provider last unwrapped the key
@@ -50,6 +52,7 @@ type slot struct {
 	in      *instance // nil while opening or blocked
 	refs    int
 	blocked bool          // opening, closing, or taken by block
+	pinned  bool          // not to be evicted while it is idle
 	elem    *list.Element // in used, unless blocked
 }
 
@@ -140,11 +143,19 @@ func (c *cache) open(ctx context.Context, uid UID, open func(context.Context) (*
 // recently, or nil.
 func (c *cache) idle() *slot {
 	for e := c.used.Front(); e != nil; e = e.Next() {
-		if s := e.Value.(*slot); s.refs == 0 {
+		if s := e.Value.(*slot); s.refs == 0 && !s.pinned {
 			return s
 		}
 	}
 	return nil
+}
+
+// pin keeps an instance open while nobody uses it, but not from block.
+func (c *cache) pin(s *slot, on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.pinned = on
+	c.wake()
 }
 
 // shut takes a slot out of use: nobody gets it any more.

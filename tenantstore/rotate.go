@@ -15,34 +15,39 @@ import (
 func (s *Store) RewrapKey(ctx context.Context, p Principal, id ID) error {
 	s.control.Lock()
 	defer s.control.Unlock()
-	return boundary(ctx, "rewrap key", s.moveTo(ctx, p, "rewrap", id, "", nil))
+	return boundary(ctx, "rewrap key", s.moveTo(ctx, p, "rewrap", id, "", nil, false))
 }
 
 // RotateKey re-encrypts a tenant under a new data key (and a new key-encryption
-// key) and destroys the old ones. Uses of the tenant wait meanwhile. It needs
-// RoleControl. At every crash exactly one of both keys works, and Open finishes
-// or undoes the change.
+// key) and destroys the old ones. Uses of the tenant go on meanwhile and wait
+// only for the end, in which what was written since is copied; on a shared
+// engine they wait throughout. It needs RoleControl. At every crash exactly one
+// of both keys works, and Open finishes or undoes the change.
 func (s *Store) RotateKey(ctx context.Context, p Principal, id ID) error {
 	s.control.Lock()
 	defer s.control.Unlock()
-	return boundary(ctx, "rotate key", s.moveTo(ctx, p, "rotate", id, "", s.copyOld))
+	return boundary(ctx, "rotate key", s.moveTo(ctx, p, "rotate", id, "", s.copyOld, true))
 }
 
 // Migrate moves a tenant to another engine of its region, re-encrypted under a
-// new key. Uses of the tenant wait meanwhile. It needs RoleControl.
+// new key. Uses of the tenant wait as for RotateKey. It needs RoleControl.
 func (s *Store) Migrate(ctx context.Context, p Principal, id ID, engineName string) error {
 	s.control.Lock()
 	defer s.control.Unlock()
-	return boundary(ctx, "migrate", s.moveTo(ctx, p, "migrate", id, engineName, s.copyOld))
+	return boundary(ctx, "migrate", s.moveTo(ctx, p, "migrate", id, engineName, s.copyOld, true))
 }
 
-// filler fills the next generation of a tenant; old and sec are the present one.
-type filler func(ctx context.Context, old entry, sec secret, dst *instance) error
+// filler fills the next generation of a tenant; old and sec are the present
+// one. shut makes all uses of the tenant end; it may be called again.
+type filler func(ctx context.Context, old entry, sec secret, dst *instance, shut func(context.Context) error) error
 
 // moveTo makes the tenant's next key and, with fill, its next generation, in
 // four steps: note what is being made; make it; switch in one write; destroy
 // what was replaced.
-func (s *Store) moveTo(ctx context.Context, p Principal, action string, id ID, engineName string, fill filler) error {
+//
+// With online the tenant is in use until fill shuts it; otherwise, and on a
+// shared engine, it is shut from the start.
+func (s *Store) moveTo(ctx context.Context, p Principal, action string, id ID, engineName string, fill filler, online bool) error {
 	old, version, err := s.change(ctx, p, action, id, func(e *entry) error {
 		if err := from(stateActive, stateSuspended)(e); err != nil {
 			return err
@@ -67,11 +72,24 @@ func (s *Store) moveTo(ctx context.Context, p Principal, action string, id ID, e
 	if err != nil {
 		return err
 	}
-	unblock, err := s.cache.block(ctx, old.UID)
-	if err != nil {
-		return errors.Join(err, s.undoPending(context.WithoutCancel(ctx), old, version))
+	unblock := func() {}
+	defer func() { unblock() }()
+	shutYet := false
+	shut := func(ctx context.Context) error {
+		if shutYet {
+			return nil
+		}
+		u, err := s.cache.block(ctx, old.UID)
+		if err == nil {
+			unblock, shutYet = u, true
+		}
+		return err
 	}
-	defer unblock()
+	if e, ok := s.engines[old.Engine]; !online || !ok || e.Engine.Shared() || old.State != stateActive {
+		if err := shut(ctx); err != nil {
+			return errors.Join(err, s.undoPending(context.WithoutCancel(ctx), old, version))
+		}
+	}
 	next := old
 	next.Pending, next.KeyID = nil, old.Pending.KeyID
 	if _, ok := s.engines[old.Engine]; !ok {
@@ -80,7 +98,11 @@ func (s *Store) moveTo(ctx context.Context, p Principal, action string, id ID, e
 	if fill != nil {
 		next.Engine, next.Generation = old.Pending.Engine, old.Pending.Generation
 	}
-	if err := s.make(ctx, old, &next, fill); err != nil {
+	err = s.make(ctx, old, &next, fill, shut)
+	if err == nil {
+		err = shut(ctx)
+	}
+	if err != nil {
 		return errors.Join(err, s.undoPending(context.WithoutCancel(ctx), old, version))
 	}
 	// The switch: from here on the new key works and the old one is to go.
@@ -98,7 +120,7 @@ func (s *Store) moveTo(ctx context.Context, p Principal, action string, id ID, e
 }
 
 // make wraps the next key and, with fill, fills the next generation.
-func (s *Store) make(ctx context.Context, old entry, next *entry, fill filler) error {
+func (s *Store) make(ctx context.Context, old entry, next *entry, fill filler, shut func(context.Context) error) error {
 	keys, err := s.provider(next.Provider)
 	if err != nil {
 		return err
@@ -120,7 +142,7 @@ func (s *Store) make(ctx context.Context, old entry, next *entry, fill filler) e
 	if err := s.engines[old.Engine].Engine.Fence(ctx, old.ref(), true); err != nil {
 		return err
 	}
-	return s.fillNew(ctx, *next, fresh, func(dst *instance) error { return fill(ctx, old, sec, dst) })
+	return s.fillNew(ctx, *next, fresh, func(dst *instance) error { return fill(ctx, old, sec, dst, shut) })
 }
 
 // fillNew makes the instance of an entry and fills it.
@@ -133,15 +155,6 @@ func (s *Store) fillNew(ctx context.Context, e entry, sec secret, fill func(*ins
 		return err
 	}
 	return errors.Join(fill(dst), dst.db.Close())
-}
-
-// copyOld is the filler that copies the present generation.
-func (s *Store) copyOld(ctx context.Context, old entry, sec secret, dst *instance) error {
-	src, err := s.openInstance(ctx, old, sec)
-	if err != nil {
-		return err
-	}
-	return errors.Join(copyInstance(ctx, src, dst), src.db.Close())
 }
 
 // copyInstance re-seals every record of src into dst, but for what is the

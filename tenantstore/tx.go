@@ -353,7 +353,7 @@ func (t *Tenant) update(ctx context.Context, action, collection string, f func(*
 		}
 		var x *Tx
 		err := in.db.Update(ctx, func(tx engine.Tx) error {
-			x = &Tx{in: in, tx: tx, s: t.s, roles: roles, full: full}
+			x = &Tx{in: in, tx: in.written(tx), s: t.s, roles: roles, full: full}
 			return f(x)
 		})
 		if err == nil && x.ops > 1 {
