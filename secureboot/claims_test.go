@@ -57,7 +57,7 @@ func TestShimVariableNamedDB(t *testing.T) {
 	r := judge(t, forge(t, "uki-sb-on", func(events []logtest.Event) []logtest.Event {
 		return append(events, shimVariable("db", append(bytes.Clone(db.Signature.Owner[:]), db.Signature.Data...)))
 	}, true))
-	assert.Equal(t, []secureboot.Code{secureboot.CodeSBUnknownEvent}, codes(r))
+	assert.Contains(t, codes(r), secureboot.CodeSBUnknownEvent)
 	assert.Len(t, r.SecureBoot.Authorities, 1)
 }
 
