@@ -85,12 +85,17 @@ func serveMessage[In, Out attest.Message](w http.ResponseWriter, req *http.Reque
 
 // admission is the owner's rule: who holds an unused token of a bootstrap.json
 // may bind one TPM to it. A TPM that is bound may enrol again, for a new
-// certificate, without one; the registrar refuses those that are revoked.
+// certificate, without one; the registrar refuses those that are revoked, and
+// one that was released needs a new token as if it were new.
 func admission(t tokens, d registry.DeviceStore, now func() time.Time) func(context.Context, attest.Applicant) error {
 	return func(ctx context.Context, a attest.Applicant) error {
 		device := a.Endorsement.Device()
-		if _, err := d.Get(ctx, device); !errors.Is(err, registry.ErrNotFound) {
+		known, err := d.Get(ctx, device)
+		if err != nil && !errors.Is(err, registry.ErrNotFound) {
 			return err
+		}
+		if err == nil && known.State != registry.Released {
+			return nil
 		}
 		if len(a.Token) == 0 {
 			return fmt.Errorf("%w: none was sent", errToken)

@@ -66,6 +66,15 @@ func (n *node) enroll(ctx context.Context) error {
 		n.prove("identity", "certificate in TPM NV, until "+cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 		return nil
 	}
+	return n.enrollAnew(ctx)
+}
+
+// enrollAnew enrols whatever certificate there is, with the token that
+// bootstrap.json holds now.
+func (n *node) enrollAnew(ctx context.Context) error {
+	if boot, err := wire.LoadBootstrap(n.cfg.Bootstrap); err == nil {
+		n.boot.Token = boot.Token
+	}
 	roots, err := n.boot.RootPool()
 	if err != nil {
 		return err

@@ -44,6 +44,8 @@ type node struct {
 	lock      *os.File          // one daemon uses the state directory
 	changed   chan struct{}     // a module came or went
 
+	enrolAgain chan struct{} // the cloud says that this node must enrol
+
 	mu    sync.Mutex
 	links []link
 }
@@ -52,7 +54,7 @@ func newNode(ctx context.Context, cfg *config, boot *wire.Bootstrap, log *slog.L
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, err
 	}
-	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1)}
+	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1), enrolAgain: make(chan struct{}, 1)}
 	var err error
 	if n.lock, err = lockState(cfg.State); err != nil {
 		return nil, err

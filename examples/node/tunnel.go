@@ -74,6 +74,9 @@ func (n *node) giveEvidence(ctx context.Context, stream io.ReadWriter, bind func
 	if err != nil {
 		return fmt.Errorf("read challenge: %w", err)
 	}
+	if refused := new(wire.Verdict); wire.Decode(msg, attest.MaxMessage, refused) == nil && !refused.OK {
+		return n.refusedBy(refused)
+	}
 	challenge, err := attest.Parse[attest.Challenge](msg)
 	if err != nil {
 		return err
@@ -104,10 +107,21 @@ func (n *node) giveEvidence(ctx context.Context, stream io.ReadWriter, bind func
 		return err
 	}
 	if !verdict.OK {
-		return n.lost("attested", errors.New(verdict.Reason))
+		return n.refusedBy(&verdict)
 	}
 	n.prove("attested", "the cloud affirms boot and modules until "+verdict.Until.UTC().Format(time.RFC3339))
 	return nil
+}
+
+// refusedBy takes the cloud's no, and enrols again where the cloud says so.
+func (n *node) refusedBy(v *wire.Verdict) error {
+	if v.Enroll {
+		select {
+		case n.enrolAgain <- struct{}{}:
+		default:
+		}
+	}
+	return n.lost("attested", errors.New(v.Reason))
 }
 
 func (n *node) tunnelEvent(e tlsconn.TunnelEvent) {
@@ -138,17 +152,21 @@ func (n *node) forward(ctx context.Context, f forward) {
 }
 
 // renew keeps the node's certificate from expiring: it enrols anew an hour
-// before, and hands the tunnel the new certificate without dropping a byte.
+// before, or when the cloud says that it must, and hands the tunnel the new
+// certificate without dropping a byte.
 func (n *node) renew(ctx context.Context) {
 	for {
 		wait := max(time.Until(n.identity.Leaf().NotAfter)-time.Hour, time.Second)
+		enrol := n.enroll
 		select {
 		case <-ctx.Done():
 			return
+		case <-n.enrolAgain:
+			enrol = n.enrollAnew
 		case <-time.After(wait):
 		}
 		n.retry(ctx, "identity", func(ctx context.Context) error {
-			if err := n.enroll(ctx); err != nil {
+			if err := enrol(ctx); err != nil {
 				return err
 			}
 			cert, err := n.attest.Certificate(ctx)

@@ -41,12 +41,14 @@ type Sample struct {
 	Value []byte    `json:"value"`
 }
 
-// Verdict closes the exchange on the attestation stream.
+// Verdict closes the exchange on the attestation stream; it comes in place of
+// the challenge when there is none for this node.
 type Verdict struct {
 	Version int       `json:"version"` // 1
 	OK      bool      `json:"ok"`
 	Until   time.Time `json:"until,omitzero"`
 	Reason  string    `json:"reason,omitempty"`
+	Enroll  bool      `json:"enroll,omitempty"` // the cloud does not know the node's certificate (any more): enrol
 }
 
 // SoftwareReport is what a node says about its software.

@@ -134,6 +134,15 @@ func (n *Node) bootstrap(ctx context.Context) error {
 	})
 }
 
+// Renew gives the node a new token, as its owner does when it may enrol again
+// after a revocation. What it had of before is forgotten.
+func (n *Node) Renew(ctx context.Context) error {
+	if n.Proc != nil {
+		n.Proc.Kill()
+	}
+	return n.bootstrap(ctx)
+}
+
 func (n *Node) configure(edit func(map[string]any)) error {
 	cloudOnly := map[string]any{"name": "cloud-services", "action": "allow", "peers": []string{"spiffe://" + Domain + "/node/*"},
 		"direction": "to-cloud", "proto": "tcp", "services": []string{"ingest", "tuf", "keys", "report"}}
