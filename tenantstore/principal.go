@@ -136,7 +136,8 @@ func (s *Store) may(p Principal, tenant ID, roles ...Role) error {
 // Assign takes the owner's assignments into force: a DSSE envelope made by
 // SignAssignments, signed by one of Config.Owners, for this store, with a
 // serial that is higher than that of the assignments in force (or the same
-// document again). They are kept in the system instance.
+// document again). They are kept in the system instance. A refusal is ErrDenied
+// and says why: ErrRollback for a lower serial, ErrInvalid, ErrTampered.
 func (s *Store) Assign(ctx context.Context, signed []byte) error {
 	return boundary(ctx, "assign", s.assign(ctx, signed))
 }
@@ -144,16 +145,20 @@ func (s *Store) Assign(ctx context.Context, signed []byte) error {
 func (s *Store) assign(ctx context.Context, signed []byte) error {
 	s.control.Lock()
 	defer s.control.Unlock()
+	// Who brings assignments is told what is wrong with them: that helps nobody
+	// to forge the owner's signature.
+	deny := func(reason error) error {
+		return fmt.Errorf("%w: %w", s.deny(ctx, Principal{subject: "owner"}, "assign", reason), reason)
+	}
 	v, err := verifyAssignments(signed, s.cfg.Owners, s.cfg.Name)
 	if err != nil {
-		return s.deny(ctx, Principal{subject: "owner"}, "assign", err)
+		return deny(err)
 	}
 	if old := s.assigned.Load(); old != nil && v.serial <= old.serial {
 		if v.serial == old.serial && s.sameAssignments(ctx, signed) {
 			return nil
 		}
-		return s.deny(ctx, Principal{subject: "owner"}, "assign",
-			fmt.Errorf("%w: serial %d, in force is %d", ErrRollback, v.serial, old.serial))
+		return deny(fmt.Errorf("%w: serial %d, in force is %d", ErrRollback, v.serial, old.serial))
 	}
 	if err := s.audit.record(ctx, s.systemTrail(), Event{Action: "assign", Subject: "owner", Detail: serialDetail(v.serial)}); err != nil {
 		return err
