@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -182,6 +184,112 @@ func TestStockAgeOpensARecoverySlot(t *testing.T) {
 	v, err = fscrypt.Open(t.Context(), vol, fscrypt.Config{}, known{"recovery", key})
 	require.NoError(t, err, "what age printed is the volume key")
 	lock(t, v)
+}
+
+// TestStockAgeOpensAHybridRecoverySlot lets the age program of the version that
+// this module requires open a post-quantum slot: Debian's is older.
+func TestStockAgeOpensAHybridRecoverySlot(t *testing.T) {
+	goTool := testenv.Tool(t, "go", "golang")
+	version, err := exec.Command(goTool, "list", "-m", "-f", "{{.Version}}", "filippo.io/age").Output()
+	require.NoError(t, err)
+	bin := t.TempDir()
+	install := exec.Command(goTool, "install", "filippo.io/age/cmd/age@"+string(bytes.TrimSpace(version)), "filippo.io/age/cmd/age-keygen@"+string(bytes.TrimSpace(version)))
+	install.Env = append(os.Environ(), "GOBIN="+bin, "GOFLAGS=")
+	if out, err := install.CombinedOutput(); err != nil {
+		testenv.Missing(t, "the modules of the age program: "+string(out))
+	}
+	dir := t.TempDir()
+	identity := filepath.Join(dir, "key")
+	require.NoError(t, exec.Command(filepath.Join(bin, "age-keygen"), "-pq", "-o", identity).Run())
+	public, err := exec.Command(filepath.Join(bin, "age-keygen"), "-y", identity).Output()
+	require.NoError(t, err)
+	require.True(t, bytes.HasPrefix(public, []byte("age1pq1")), string(public))
+	recipients, err := age.ParseRecipients(bytes.NewReader(public))
+	require.NoError(t, err)
+	vol := filepath.Join(dir, "v")
+	v, err := fscrypt.Create(t.Context(), vol, loose, &fscrypt.Recovery{Recipients: recipients})
+	require.NoError(t, err)
+	lock(t, v)
+	u, err := fscrypt.Inspect(vol)
+	require.NoError(t, err)
+	var slot struct{ Age []byte }
+	require.NoError(t, json.Unmarshal(u.Slots[0].Data, &slot))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "slot.age"), slot.Age, 0o600))
+	key, err := exec.Command(filepath.Join(bin, "age"), "-d", "-i", identity, filepath.Join(dir, "slot.age")).Output()
+	require.NoError(t, err)
+	require.Len(t, key, 32)
+	v, err = fscrypt.Open(t.Context(), vol, fscrypt.Config{}, known{"recovery", key})
+	require.NoError(t, err, "what age printed is the volume key")
+	lock(t, v)
+	// And what the program makes, this package's identities open.
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "secret"), bytes.Repeat([]byte("k"), 32), 0o600))
+	made, err := exec.Command(filepath.Join(bin, "age"), "-r", string(bytes.TrimSpace(public)), filepath.Join(dir, "secret")).Output()
+	require.NoError(t, err)
+	ids, err := age.ParseIdentities(bytes.NewReader(read(t, identity)))
+	require.NoError(t, err)
+	data, err := json.Marshal(map[string][]byte{"age": made})
+	require.NoError(t, err)
+	s, err := (&fscrypt.Recovery{Identities: ids}).Unwrap(t.Context(), fscrypt.Slot{ID: "x", Type: "recovery", Data: data}, fscrypt.Binding{})
+	require.NoError(t, err)
+	require.NoError(t, s.Use(func(b []byte) error { assert.Equal(t, bytes.Repeat([]byte("k"), 32), b); return nil }))
+}
+
+// TestTPM2ToolsSatisfyTheCounterClause: tpm2-tools compute the policy of a slot
+// that a counter revokes, and unseal it as long as the counter stands.
+func TestTPM2ToolsSatisfyTheCounterClause(t *testing.T) {
+	dev, _ := tpmtest.New(t)
+	boot(t, dev, "image 1")
+	persist(t, dev)
+	dir := t.TempDir()
+	run := tools(t, dev, dir)
+	vol := filepath.Join(dir, "v")
+	p := &fscrypt.TPM{Device: dev, Policies: []fscrypt.BootPolicy{imagePCRs("image 1")}, UnsafeNoLatch: true, Revocation: revocationIndex}
+	v, err := fscrypt.Create(t.Context(), vol, loose, p)
+	require.NoError(t, err)
+	defer lock(t, v)
+	u, err := fscrypt.Inspect(vol)
+	require.NoError(t, err)
+	var slot struct {
+		Public, Private []byte
+		Revocation      struct{ Limit uint64 }
+	}
+	require.NoError(t, json.Unmarshal(u.Slots[0].Data, &slot))
+	file := func(name string, b []byte) { require.NoError(t, os.WriteFile(filepath.Join(dir, name), b, 0o600)) }
+	sized := func(b []byte) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...) }
+	file("pub", sized(slot.Public))
+	file("priv", sized(slot.Private))
+	file("limit", binary.BigEndian.AppendUint64(nil, slot.Revocation.Limit))
+	index := fmt.Sprintf("0x%x", uint32(revocationIndex))
+	run("tpm2_load", "-Q", "-C", "0x81000001", "-u", "pub", "-r", "priv", "-c", "sealed.ctx")
+	run("tpm2_flushcontext", "-t")
+	run("tpm2_startauthsession", "-Q", "--policy-session", "-S", "session.ctx")
+	run("tpm2_policypcr", "-Q", "-S", "session.ctx", "-l", "sha256:7,11")
+	run("tpm2_policynv", "-Q", "-S", "session.ctx", "-C", index, "-i", "limit", index, "ule", "-L", "policy")
+	key := run("tpm2_unseal", "-c", "sealed.ctx", "-p", "session:session.ctx")
+	run("tpm2_flushcontext", "session.ctx")
+	run("tpm2_flushcontext", "-t")
+	pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](slot.Public)
+	require.NoError(t, err)
+	assert.Equal(t, pub.AuthPolicy.Buffer, read(t, filepath.Join(dir, "policy")))
+	again, err := fscrypt.OpenOn(t.Context(), diskOf(t, vol), fscrypt.Config{}, known{"tpm", key})
+	require.NoError(t, err, "what tpm2-tools unsealed is the volume key")
+	lock(t, again)
+}
+
+// diskOf is a copy of a volume.
+func diskOf(t *testing.T, dir string) *crashFS {
+	d := newCrashFS()
+	require.NoError(t, filepath.WalkDir(filepath.Join(dir, ".fscrypt"), func(name string, e fs.DirEntry, err error) error {
+		rel, rerr := filepath.Rel(filepath.Join(dir, ".fscrypt"), name)
+		require.NoError(t, errors.Join(err, rerr))
+		if e.IsDir() {
+			d.dirs[rel] = true
+			return nil
+		}
+		d.files[rel] = &inode{data: read(t, name)}
+		return nil
+	}))
+	return d
 }
 
 // known is a protector that has the key already.

@@ -222,6 +222,28 @@ func TestOtherProgramReadsThePolicy(t *testing.T) {
 	lock(t, v)
 }
 
+// TestFscryptToolReadsThePolicy asks the fscrypt program, which has policies
+// of its own and none for this directory, under which key it is.
+func TestFscryptToolReadsThePolicy(t *testing.T) {
+	mount, _, _, v := kernelVolume(t)
+	tool := testenv.Tool(t, "fscrypt", "fscrypt")
+	conf := filepath.Join(t.TempDir(), "conf")
+	require.NoError(t, os.WriteFile(conf, []byte(`{"source":"custom_passphrase","hash_costs":{"time":"1","memory":"8","parallelism":"1"},
+		"options":{"padding":"32","contents":"AES_256_XTS","filenames":"AES_256_CTS","policy_version":"2"}}`), 0o600))
+	run := func(args ...string) (string, error) {
+		cmd := exec.Command(tool, args...)
+		cmd.Env = append(os.Environ(), "FSCRYPT_CONF="+conf)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	out, err := run("setup", "--quiet", "--all-users", mount)
+	require.NoError(t, err, out)
+	out, err = run("status", v.Path())
+	require.Error(t, err)
+	assert.Contains(t, out, "policies/"+v.Status().Kernel.Identifier)
+	lock(t, v)
+}
+
 // TestKernelModeAddsNoSystemCall traces a program that writes and reads below
 // the volume, and beside it.
 func TestKernelModeAddsNoSystemCall(t *testing.T) {
