@@ -46,9 +46,7 @@ func TestMain(m *testing.M) {
 		_, _ = io.Copy(os.Stdout, conn)
 		os.Exit(0)
 	}
-	if os.Getenv("FSCRYPT_TEST_RESTART") != "" {
-		restarted()
-	}
+	otherProcess()
 	goleak.VerifyTestMain(m)
 }
 

@@ -23,6 +23,17 @@ import (
 	"github.com/trusttree/trusttree/internal/tpm"
 )
 
+// otherProcess makes the test binary serve as a daemon, or as a machine's first
+// process.
+func otherProcess() {
+	switch {
+	case os.Getpid() == 1 && os.Getenv("CI") == "":
+		guest()
+	case os.Getenv("FSCRYPT_TEST_RESTART") != "":
+		restarted()
+	}
+}
+
 // restarted is a node's daemon in a process of its own: it opens the volume
 // with what file descriptor 3 keeps, appends a line to a file, and then does
 // as the variable says: "killed" dies at once, "stopped" detaches, "locked"

@@ -51,8 +51,9 @@ type KernelStatus struct {
 	// Key is "present", "absent" or "incompletely removed": open files can
 	// still be read.
 	Key string `json:"key"`
-	// SlowCipher says that the kernel runs AES in portable C, which is 10 to
-	// 100 times slower than the processor's instructions.
+	// SlowCipher says that the directory is under AES and the kernel runs it
+	// in portable C, which is 10 to 100 times slower than the processor's
+	// instructions.
 	SlowCipher bool `json:"slow_cipher"`
 }
 
@@ -162,11 +163,15 @@ func (v *Volume) formatKernel(ctx context.Context) (err error) {
 	}
 	v.private.Kernel = &kernelInfo{Contents: t.policy.Contents, Filenames: t.policy.Filenames}
 	v.setTree(t)
-	if kernel.Generic("xts(aes)") {
+	if slow(t.policy.Contents) {
 		v.event(ctx, slog.LevelWarn, "fscrypt.kernel.slow")
 	}
 	return nil
 }
+
+// slow reports whether the kernel runs a mode in portable C that has
+// instructions for it elsewhere. Adiantum is made for portable C.
+func slow(m kernel.Mode) bool { return m == kernel.AES256XTS && kernel.Generic("xts(aes)") }
 
 func (v *Volume) addKey(t *tree) error {
 	key, err := v.policyKey()
@@ -318,7 +323,10 @@ func (v *Volume) dropKernelKey() {
 }
 
 func (v *Volume) kernelStatus() *KernelStatus {
-	s := &KernelStatus{Path: v.Path(), Key: "absent", SlowCipher: kernel.Generic("xts(aes)")}
+	s := &KernelStatus{Path: v.Path(), Key: "absent"}
+	if i := v.private.Kernel; i != nil {
+		s.SlowCipher = slow(i.Contents)
+	}
 	t := v.tree
 	if t == nil && v.detached {
 		s.Key = "present"

@@ -122,28 +122,32 @@ func GetPolicy(dir *os.File) (Policy, error) {
 	return p, nil
 }
 
-// candidates are the modes tried, the best first. HCTR2 hides more of names
-// than CTS; Adiantum is for processors without AES instructions.
-func candidates(id Identifier) []Policy {
-	aes := []Policy{{AES256XTS, AES256HCTR2, id}, {AES256XTS, AES256CTS, id}}
-	adiantum := Policy{Adiantum, Adiantum, id}
-	if Generic("xts(aes)") {
-		return append([]Policy{adiantum}, aes...)
-	}
-	return append(aes, adiantum)
-}
-
 // Probe finds the best modes that this kernel and file system really run, by
-// writing and reading a file under each in a directory of its own below dir.
-// The key must have been added.
+// writing and reading a file under each in a directory of its own below dir:
+// AES-256-XTS, with HCTR2 for names where there is it, which hides more of
+// them than CTS, or Adiantum where the kernel has no better than portable C for
+// AES. The key must have been added.
 func Probe(dir *os.File, id Identifier) (Policy, error) {
 	var errs []error
-	for _, p := range candidates(id) {
-		err := try(dir, p)
-		if err == nil {
-			return p, nil
+	var slow *Policy
+	for _, p := range []Policy{{AES256XTS, AES256HCTR2, id}, {AES256XTS, AES256CTS, id}, {Adiantum, Adiantum, id}} {
+		if slow != nil && p.Contents == AES256XTS {
+			continue
 		}
-		errs = append(errs, fmt.Errorf("%v with %v: %w", p.Contents, p.Filenames, err))
+		err := try(dir, p)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%v with %v: %w", p.Contents, p.Filenames, err))
+			continue
+		}
+		// The kernel says what it runs once it has run it.
+		if p.Contents == AES256XTS && Generic("xts(aes)") {
+			slow = &p
+			continue
+		}
+		return p, nil
+	}
+	if slow != nil {
+		return *slow, nil
 	}
 	return Policy{}, fmt.Errorf("%w: %w", ErrUnsupported, errors.Join(errs...))
 }
@@ -187,7 +191,7 @@ const maxCrypto = 1 << 20
 // Generic reports whether the kernel would run an algorithm, for example
 // "xts(aes)", with nothing better than portable C, which is 10 to 100 times
 // slower than a processor's instructions. It reports false where it can't
-// tell.
+// tell, as before the kernel has used the algorithm.
 func Generic(algorithm string) bool {
 	b, err := os.ReadFile("/proc/crypto")
 	if err != nil || len(b) > maxCrypto {

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package fscrypt_test
+
+func otherProcess() {}
