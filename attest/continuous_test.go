@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -194,6 +195,18 @@ func TestTLSKeysOfAllKinds(t *testing.T) {
 			cert, err := n.Certificate(t.Context())
 			require.NoError(t, err)
 			assert.Equal(t, key.SignatureAlgorithms(), cert.SupportedSignatureAlgorithms)
+			for _, scheme := range key.SignatureAlgorithms() { // at both ends at once
+				for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+					one := cert
+					one.SupportedSignatureAlgorithms = []tls.SignatureScheme{scheme}
+					err := handshake(t, c, one, version)
+					if version == tls.VersionTLS13 && slices.Contains([]tls.SignatureScheme{tls.PKCS1WithSHA256, tls.PKCS1WithSHA384, tls.PKCS1WithSHA512}, scheme) {
+						require.Error(t, err, "TLS 1.3 has no PKCS #1 v1.5 signatures")
+					} else {
+						require.NoError(t, err, "%v in %s", scheme, tls.VersionName(version))
+					}
+				}
+			}
 			for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 				require.NoError(t, handshake(t, c, cert, version))
 			}

@@ -43,6 +43,9 @@
 // challenge is minted and again at the verdict. Secrets pass the TPM's bus
 // only in sessions salted to a pinned endorsement key.
 //
+// Further keys that evidence attests (NodeConfig.Keys) are certified over the
+// same formula with the purpose "key" and no bodies.
+//
 // # What it does not defend against
 //
 // An attacker who breaks the TPM itself, or one on its bus who alters what

@@ -216,5 +216,6 @@ func FuzzEKCertificate(f *testing.F) {
 		_, err := e.Verify([][]byte{der}, time.Now())
 		require.ErrorIs(t, err, attest.ErrUntrustedEK)
 		_, _ = attest.ParseEKCertificate(der)
+		attest.CertificatesIn([][]byte{der, der})
 	})
 }

@@ -69,6 +69,15 @@ func (n *Node) Evidence(ctx context.Context, s Session, c *Challenge) (*Evidence
 		}
 		e.Bodies = append(e.Bodies, Body{mediaType, data})
 	}
+	if len(n.c.Keys) > 0 {
+		if err := n.do(ctx, func(d *tpm.Device) error {
+			body, err := n.attestKeys(d, s, c.Nonce)
+			e.Bodies = append(e.Bodies, body)
+			return err
+		}); err != nil {
+			return nil, fmt.Errorf("attest: attest keys: %w", err)
+		}
+	}
 	slices.SortFunc(e.Bodies, func(a, b Body) int { return bytes.Compare([]byte(a.MediaType), []byte(b.MediaType)) })
 	qualifying := s.qualifyingData(c.Nonce, s.Binding[:], bodiesDigest(e.Bodies))
 	err := n.do(ctx, func(d *tpm.Device) error {

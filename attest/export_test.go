@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
@@ -59,3 +60,11 @@ func CertificatesIn(contents [][]byte) []*x509.Certificate {
 	certs, _ := certificatesIn(contents)
 	return certs
 }
+
+// VerifyKeys is for the fuzz test.
+func VerifyKeys(ak *quote.Key, s Session, nonce []byte, bodies []Body) ([]crypto.PublicKey, error) {
+	return verifyKeys(ak, s, nonce, bodies)
+}
+
+// KeysType is the media type of key attestations.
+const KeysType = keysType

@@ -16,6 +16,7 @@ import (
 
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/attest/ekimport"
+	"github.com/trusttree/trusttree/attest/internal/softnode"
 	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
 )
@@ -189,7 +190,28 @@ func fuzz[M attest.Message](f *testing.F, file string) {
 	})
 }
 
-func FuzzEvidence(f *testing.F)           { fuzz[attest.Evidence](f, "evidence") }
+func FuzzEvidence(f *testing.F) {
+	b, err := os.ReadFile("testdata/evidence.v1.json")
+	require.NoError(f, err)
+	f.Add(b)
+	k := softnode.NewKey(softnode.P256(), softnode.AKAttributes)
+	ak, err := quote.ParseKey(k.Public)
+	require.NoError(f, err)
+	f.Add([]byte(`{"version":1,"keys":[{"public":"AQ==","certify":"AQ==","signature":"AQ=="}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := attest.Parse[attest.Evidence](data)
+		if err == nil {
+			_, err = attest.Marshal(m)
+			require.NoError(t, err)
+		} else {
+			require.ErrorIs(t, err, attest.ErrMalformed)
+		}
+		keys, err := attest.VerifyKeys(ak, attest.Session{}, nil, []attest.Body{{MediaType: attest.KeysType, Data: data}})
+		require.Error(t, err)
+		require.Nil(t, keys)
+	})
+}
+
 func FuzzChallenge(f *testing.F)          { fuzz[attest.Challenge](f, "challenge") }
 func FuzzActivationResponse(f *testing.F) { fuzz[attest.ActivationResponse](f, "activation-response") }
 func FuzzActivationChallenge(f *testing.F) {

@@ -49,8 +49,12 @@ type NodeConfig struct {
 	AKLabel string
 	// Collectors gather the bodies of evidence. Each media type comes once.
 	Collectors []Collector
-	Now        func() time.Time // time.Now when nil
-	Log        *slog.Logger     // nothing is logged when nil
+	// Keys are the persistent handles of further signing keys, at most 8, with
+	// empty auth values, which all evidence attests: that they were made in this
+	// TPM and stay there. Appraisers find them in Input.Keys.
+	Keys []tpm2.TPMHandle
+	Now  func() time.Time // time.Now when nil
+	Log  *slog.Logger     // nothing is logged when nil
 }
 
 // Node is the attester: the identity of the machine it runs on. It is safe for
@@ -93,6 +97,8 @@ func Open(ctx context.Context, t transport.TPM, c NodeConfig) (*Node, error) {
 		return nil, err
 	}
 	switch {
+	case len(c.Keys) > maxKeys:
+		return nil, fmt.Errorf("attest: %d keys in NodeConfig.Keys, limit %d", len(c.Keys), maxKeys)
 	case c.AttestationKey != "" && c.AttestationKey != lak:
 		return nil, fmt.Errorf("attest: NodeConfig.AttestationKey %q: want nothing or %q", c.AttestationKey, lak)
 	case len(c.AKLabel) > 32 || c.AKLabel != "" && c.AttestationKey == lak:

@@ -78,7 +78,10 @@ type Input struct {
 	Firmware uint64
 	Nonce    []byte
 	Bodies   map[string][]byte // by media type
-	Now      time.Time
+	// Keys are further signing keys that the device's TPM proved to hold, in the
+	// order of NodeConfig.Keys: *ecdsa.PublicKey or *rsa.PublicKey.
+	Keys []crypto.PublicKey
+	Now  time.Time
 }
 
 // Verifier mints challenges and appraises evidence. It keeps no state but the
@@ -224,7 +227,12 @@ func (v *Verifier) appraise(ctx context.Context, s Session, e *Evidence) (*Resul
 	if err != nil {
 		return nil, broken("quote", err)
 	}
+	keys, err := verifyKeys(ak, s, o.Nonce, e.Bodies)
+	if err != nil {
+		return nil, broken("keys", err)
+	}
 	in := v.input(s, o, e, values, now)
+	in.Keys = keys
 	verdict := v.judge(ctx, d, in, values, o.Minted)
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("attest: appraise %s: %w", d.ID, err)

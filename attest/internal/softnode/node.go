@@ -134,6 +134,12 @@ func (n *Node) Session(nonce []byte) attest.Session {
 	return attest.Session{Device: n.Device, Purpose: attest.PurposeAttest, LeafSPKI: n.LeafSPKI(), Binding: sha256.Sum256(nonce)}
 }
 
+// CertifyKey is the certification of a key for evidence in a session.
+func (n *Node) CertifyKey(s attest.Session, nonce, public []byte) []byte {
+	q := fields([]byte("trusttree attest v1"), []byte("key"), n.Device[:], nonce, s.Binding[:], s.LeafSPKI[:], fields())
+	return Attested{Kind: 0x8017, Name: Name(public), ExtraData: q}.Encode()
+}
+
 // Evidence answers a challenge in a session.
 func (n *Node) Evidence(_ context.Context, s attest.Session, c *attest.Challenge) *attest.Evidence {
 	var list []PCR
