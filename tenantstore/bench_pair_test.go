@@ -3,7 +3,10 @@ package tenantstore_test
 import (
 	"math/rand/v2"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -122,4 +125,42 @@ func draw(keys *[100]int, n int) []int {
 		keys[i] = rand.IntN(n)
 	}
 	return keys[:]
+}
+
+// BenchmarkGroupCommit runs 64 durable writers of one tenant and a single one
+// in turn and reports how many times the rate 64 have. Bar: 8.
+func BenchmarkGroupCommit(b *testing.B) {
+	const writers, each = 64, 4
+	v := random(benchValue)
+	c := benchStore(b).Collection("c")
+	var i atomic.Int64
+	put := func() {
+		if _, err := c.Put(b.Context(), benchKey(int(i.Add(1))), v); err != nil {
+			b.Error(err)
+		}
+	}
+	var one, many time.Duration
+	for b.Loop() {
+		t0 := time.Now()
+		for range each {
+			put()
+		}
+		t1 := time.Now()
+		var wg sync.WaitGroup
+		for range writers {
+			wg.Go(func() {
+				for range each {
+					put()
+				}
+			})
+		}
+		wg.Wait()
+		one, many = one+t1.Sub(t0), many+time.Since(t1)
+	}
+	single := float64(b.N*each) / one.Seconds()
+	group := float64(b.N*each*writers) / many.Seconds()
+	b.ReportMetric(single, "single-put/s")
+	b.ReportMetric(group, "group-put/s")
+	b.ReportMetric(group/single, "times")
+	b.ReportMetric(8, "bar")
 }

@@ -125,8 +125,8 @@ func TestUnknownVersionsAreRefused(t *testing.T) {
 	whole, err := os.ReadFile(name)
 	require.NoError(t, err)
 	for what, edit := range map[string][2]string{
-		"a newer version":  {`"version": 1`, `"version": 2`},
-		"an unknown field": {`"version": 1`, `"version": 1, "extra": 0`},
+		"a newer version":  {`"version": 2`, `"version": 3`},
+		"an unknown field": {`"version": 2`, `"version": 2, "extra": 0`},
 		"another name":     {`"name": "trusttree"`, `"name": "other"`},
 	} {
 		require.NoError(t, os.WriteFile(name, bytes.Replace(whole, []byte(edit[0]), []byte(edit[1]), 1), 0o600))

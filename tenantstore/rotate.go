@@ -15,6 +15,9 @@ import (
 func (s *Store) RewrapKey(ctx context.Context, p Principal, id ID) error {
 	s.control.Lock()
 	defer s.control.Unlock()
+	if id == "" {
+		return boundary(ctx, "rewrap key", s.changeSystem(ctx, p, "rewrap"))
+	}
 	return boundary(ctx, "rewrap key", s.moveTo(ctx, p, "rewrap", id, "", nil, false))
 }
 
@@ -22,10 +25,15 @@ func (s *Store) RewrapKey(ctx context.Context, p Principal, id ID) error {
 // key) and destroys the old ones. Uses of the tenant go on meanwhile and wait
 // only for the end, in which what was written since is copied; on a shared
 // engine they wait throughout. It needs RoleControl. At every crash exactly one
-// of both keys works, and Open finishes or undoes the change.
+// of both keys works, and Open finishes or undoes the change. The empty ID is
+// the system instance, which the next Open re-encrypts; on a shared engine it
+// can be rewrapped only.
 func (s *Store) RotateKey(ctx context.Context, p Principal, id ID) error {
 	s.control.Lock()
 	defer s.control.Unlock()
+	if id == "" {
+		return boundary(ctx, "rotate key", s.changeSystem(ctx, p, "rotate"))
+	}
 	return boundary(ctx, "rotate key", s.moveTo(ctx, p, "rotate", id, "", s.copyOld, true))
 }
 

@@ -8,10 +8,8 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -117,18 +115,6 @@ type Store struct {
 	closed        atomic.Bool
 }
 
-// bootstrap is the file store.json: what opens the system instance. Version 1.
-type bootstrap struct {
-	Version    int    `json:"version"`
-	Name       string `json:"name"`
-	Store      UID    `json:"store"`
-	System     UID    `json:"system"`
-	Generation uint32 `json:"generation"`
-	Engine     string `json:"engine"`
-	KeyID      string `json:"key_id"`
-	Wrapped    []byte `json:"wrapped"`
-}
-
 // Open opens the store in Config.Dir, or makes it. It finishes what a crash
 // interrupted, and returns ErrTampered when the audit log or the system
 // instance is not what it was, ErrBusy when another process has the store.
@@ -222,66 +208,6 @@ func (c *Config) defaults() error {
 		}
 	}
 	return checkName(c.Name)
-}
-
-// openSystem opens the system instance by store.json, or makes both.
-func (s *Store) openSystem(ctx context.Context) error {
-	name := filepath.Join(s.cfg.Dir, "store.json")
-	b, err := readCapped(name, maxBootstrap)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s.initSystem(ctx, name)
-	}
-	if err != nil {
-		return err
-	}
-	var boot bootstrap
-	if err := strictJSON(b, &boot); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	if boot.Version != 1 {
-		return fmt.Errorf("%s: %w: version %d, this reader knows 1", name, ErrInvalid, boot.Version)
-	}
-	if boot.Name != s.cfg.Name {
-		return fmt.Errorf("%s: %w: the store is named %q, not %q", name, ErrInvalid, boot.Name, s.cfg.Name)
-	}
-	s.uid = boot.Store
-	return s.useSystem(ctx, boot)
-}
-
-func (s *Store) initSystem(ctx context.Context, name string) error {
-	if _, err := os.Stat(filepath.Join(s.cfg.Dir, "audit", "entries")); err == nil {
-		return fmt.Errorf("%s is missing, but the store was used before: %w: restore that file", name, ErrTampered)
-	}
-	boot := bootstrap{Version: 1, Name: s.cfg.Name, Store: newUID(), System: newUID(), Generation: 1, Engine: s.cfg.System}
-	boot.KeyID = keyName(boot.System, 1)
-	p, ok := s.engines[boot.Engine]
-	if !ok {
-		return fmt.Errorf("%w: no engine is named %q", ErrInvalid, boot.Engine)
-	}
-	s.uid = boot.Store
-	e := boot.entry()
-	sec := newSecret(nil)
-	defer sec.zero()
-	var err error
-	if e.Wrapped, err = s.wrapNew(ctx, s.cfg.Keys, e, sec); err != nil {
-		return err
-	}
-	if err := s.makeInstance(ctx, p.Engine, e.ref(), sec); err != nil {
-		return err
-	}
-	boot.Wrapped = e.Wrapped
-	b, err := json.MarshalIndent(boot, "", " ")
-	if err != nil {
-		return err
-	}
-	if err := durable.WriteFile(name, append(b, '\n'), 0o600); err != nil {
-		return err
-	}
-	return s.useSystem(ctx, boot)
-}
-
-func (b bootstrap) entry() entry {
-	return entry{UID: b.System, Engine: b.Engine, Generation: b.Generation, KeyID: b.KeyID, Wrapped: b.Wrapped, State: stateActive}
 }
 
 // useSystem opens the system instance and, with a key that lasts as long as it

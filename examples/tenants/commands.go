@@ -152,6 +152,18 @@ func control(do func(*tenantstore.Store, context.Context, tenantstore.Principal,
 	}
 }
 
+// system is a command of the operator on the store's own instance.
+func system(do func(*tenantstore.Store, context.Context, tenantstore.Principal, tenantstore.ID) error) func(context.Context, *app) error {
+	return func(ctx context.Context, a *app) error {
+		return a.with(ctx, operator, func(s *tenantstore.Store, op tenantstore.Principal, _ *pki) error {
+			if err := do(s, ctx, op, ""); err != nil {
+				return err
+			}
+			return a.print(map[string]bool{"done": true}, []string{"done"})
+		})
+	}
+}
+
 func verify(ctx context.Context, a *app) error {
 	return a.tenant(ctx, func(_ *tenantstore.Store, t *tenantstore.Tenant) error {
 		u, err := t.Verify(ctx)

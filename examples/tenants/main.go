@@ -5,6 +5,7 @@
 //	tenants put -dir D acme COLLECTION KEY VALUE
 //	tenants get -dir D acme COLLECTION KEY     tenants scan -dir D acme COLLECTION
 //	tenants rotate -dir D acme                 tenants rewrap -dir D acme
+//	tenants rotate-store -dir D                tenants rewrap-store -dir D
 //	tenants verify -dir D acme                 tenants suspend|resume|hold|release -dir D acme
 //	tenants backup -dir D -to age1… acme FILE  tenants restore -dir D -identity F FILE
 //	tenants audit export -dir D acme FILE      tenants audit verify -key K FILE...
@@ -80,6 +81,8 @@ func commands() []command {
 		{"scan", "TENANT COLLECTION", "list the records of a collection", scan},
 		{"rotate", "TENANT", "re-encrypt a tenant under a new key", control((*tenantstore.Store).RotateKey)},
 		{"rewrap", "TENANT", "wrap a tenant's key under a new one", control((*tenantstore.Store).RewrapKey)},
+		{"rewrap-store", "", "wrap the store's own key under a new one", system((*tenantstore.Store).RewrapKey)},
+		{"rotate-store", "", "re-encrypt the store's own instance the next time it is opened", system((*tenantstore.Store).RotateKey)},
 		{"suspend", "TENANT", "close a tenant", control((*tenantstore.Store).Suspend)},
 		{"resume", "TENANT", "open it again", control((*tenantstore.Store).Resume)},
 		{"hold", "TENANT", "forbid to destroy a tenant", control((*tenantstore.Store).Hold)},

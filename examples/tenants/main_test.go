@@ -64,6 +64,23 @@ func TestTenantsLife(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(trail, []byte(strings.Replace(string(b), "service-acme", "service-evil", 1)), 0o600))
 	call(t, 3, "check-audit", "-key", made.Key, trail)
+	call(t, 0, "rewrap-store", d)
+	call(t, 0, "rotate-store", d)
+	second := filepath.Join(tmp, "second")
+	call(t, 0, "audit", "export", d, "acme", second)
+	call(t, 1, "audit", "export", d, "acme", second) // which exists
+	var offline struct {
+		Tenant string           `json:"tenant"`
+		Logs   []map[string]any `json:"logs"`
+		Events []map[string]any `json:"events"`
+	}
+	require.NoError(t, json.Unmarshal([]byte(call(t, 0, "audit", "verify", "-json", "-key", made.Key, second)), &offline))
+	assert.Equal(t, "acme", offline.Tenant)
+	assert.Len(t, offline.Logs, 1)
+	assert.NotEmpty(t, offline.Events)
+	call(t, 1, "audit", "verify", "-key", made.Key, second, second) // one log twice
+	call(t, 1, "audit", "verify", "-key", "nonsense", second)
+	call(t, 2, "audit", "verify", second)
 
 	call(t, 0, "hold", d, "acme")
 	call(t, 3, "destroy", d, "acme")
@@ -74,6 +91,19 @@ func TestTenantsLife(t *testing.T) {
 	call(t, 3, "get", d, "acme", "c", "k1")
 	call(t, 3, "restore", d, "-identity", idFile, backup)
 	assert.Contains(t, call(t, 0, "list", d), "destroyed")
+	call(t, 3, "rotate", d, "acme")
+	call(t, 1, "rotate", d, "nobody")
+	call(t, 1, "put", d, "beta", "no/name", "k", "v")
+	call(t, 1, "put", d, "beta", "c", strings.Repeat("k", 513), "v")
+	call(t, 4, "put", d, "beta", "c", "k", strings.Repeat("v", 1<<20+1))
+
+	// A file of the store that somebody changed: refused, and said where.
+	entries := filepath.Join(tmp, "d", "store", "audit", "entries")
+	b, err = os.ReadFile(entries)
+	require.NoError(t, err)
+	b[100] ^= 1
+	require.NoError(t, os.WriteFile(entries, b, 0o600))
+	assert.Contains(t, call(t, 3, "list", d), "audit")
 }
 
 func TestUsage(t *testing.T) {
