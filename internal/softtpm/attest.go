@@ -32,7 +32,7 @@ func (t *TPM) attest(c *call, o *object, s scheme, typ uint16, extra, body []byt
 	var a writer
 	a.u32(attestMagic)
 	a.u16(typ)
-	var qname []byte
+	qname := be32(rhNull)
 	if o != nil {
 		qname = o.qname
 	}
@@ -90,7 +90,7 @@ func quote(t *TPM, c *call) rc {
 		return e
 	}
 	if o == nil {
-		s.hash = algSHA256
+		return rcScheme.param(2) // there is no hash for the PCRs
 	}
 	sels, values := t.selected(sels, -1)
 	var b writer
@@ -162,11 +162,11 @@ func nvCertify(t *TPM, c *call) rc {
 	if e := c.end(); e != 0 {
 		return e
 	}
-	if e := t.readable(c.h[1], c.h[2]); e != 0 {
-		return e
-	}
 	o, s, e := t.signer(c.h[0], s, 1, 2)
 	if e != 0 {
+		return e
+	}
+	if e := t.readable(c.h[1], c.h[2]); e != 0 {
 		return e
 	}
 	n := t.nv[c.h[2]]

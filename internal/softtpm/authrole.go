@@ -57,7 +57,9 @@ func (t *TPM) policyAvailable(h uint32, d *command) bool {
 		case nvOpRead:
 			return n.attrs&nvPolicyRead != 0
 		}
-		return true
+		return d.cc != ccPolicySecret || n.attrs&nvPolicyRead != 0
+	case htPCR:
+		return h >= 20 && h <= 22 // they may have policies, which nobody can set
 	case htPermanent:
 		return t.policies[h].digest != nil
 	}

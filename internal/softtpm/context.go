@@ -10,16 +10,18 @@ import (
 type savedSession struct{ sequence uint64 }
 
 // contextKey makes the keys that protect a saved context; they are lost at a
-// TPM reset, because they depend on the null proof.
-func (t *TPM) contextKey(label string, seq uint64, h uint32) []byte {
-	return kdfa(algSHA256, append(bytes.Clone(t.nullProof), t.proofs[rhPlatform]...), label, be64(seq), be32(h), 256)
+// TPM reset, because they depend on the null proof, and when the hierarchy is
+// cleared, because they depend on its proof.
+func (t *TPM) contextKey(label string, seq uint64, h, hier uint32) []byte {
+	key := bytes.Join([][]byte{t.nullProof, t.proofs[rhPlatform], t.proof(hier)}, nil)
+	return kdfa(algSHA256, key, label, be64(seq), be32(h), 256)
 }
 
 func (t *TPM) contextBlob(seq uint64, h, hier uint32, body []byte) []byte {
 	body = bytes.Clone(body)
-	cfb(t.contextKey("CONTEXT", seq, h), make([]byte, 16), body, true)
+	cfb(t.contextKey("CONTEXT", seq, h, hier), make([]byte, 16), body, true)
 	var w writer
-	w.b2(mac(algSHA256, t.contextKey("INTEGRITY", seq, h), be32(hier), body))
+	w.b2(mac(algSHA256, t.contextKey("INTEGRITY", seq, h, hier), be32(hier), body))
 	w.raw(body)
 	return w.b
 }
@@ -91,11 +93,11 @@ func contextLoad(t *TPM, c *call) rc {
 	if !ok {
 		return rcSize.param(1)
 	}
-	if !hmac.Equal(sum, mac(algSHA256, t.contextKey("INTEGRITY", seq, h), be32(hier), body)) {
+	if !hmac.Equal(sum, mac(algSHA256, t.contextKey("INTEGRITY", seq, h, hier), be32(hier), body)) {
 		return rcIntegrity.param(1)
 	}
 	body = bytes.Clone(body)
-	cfb(t.contextKey("CONTEXT", seq, h), make([]byte, 16), body, false)
+	cfb(t.contextKey("CONTEXT", seq, h, hier), make([]byte, 16), body, false)
 	if handleType(h) == htTransient {
 		if !t.hierarchyOn(hier) {
 			return rcHierarchy.param(1)

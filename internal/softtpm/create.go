@@ -250,7 +250,7 @@ func (t *TPM) newPrimary(hier uint32, template []byte, pub *public, auth, data [
 			}
 		}
 	}
-	o.stClear = pub.is(attrSTClear) || hier == rhNull
+	o.stClear = pub.is(attrSTClear)
 	o.setNames(be32(hier))
 	return o, 0
 }
@@ -369,6 +369,9 @@ func createLoaded(t *TPM, c *call) rc {
 	if e := c.end(); e != 0 {
 		return e
 	}
+	if !t.room() {
+		return rcObjectMemory
+	}
 	r := &reader{b: template, n: 2}
 	in.pub = r.public(false)
 	if r.err == 0 && len(r.b) != 0 {
@@ -381,14 +384,11 @@ func createLoaded(t *TPM, c *call) rc {
 	if p != nil && (!p.isParent() || p.sens == nil) {
 		return rcType.handle(1)
 	}
-	if !t.room() {
-		return rcObjectMemory
+	if len(in.auth) > hashSize(in.pub.nameAlg) {
+		return rcSize.param(1)
 	}
 	if e := checkTemplate(in.pub, p, len(in.data)); e != 0 {
 		return e.param(2)
-	}
-	if len(in.auth) > hashSize(in.pub.nameAlg) {
-		return rcSize.param(1)
 	}
 	var o *object
 	var e rc

@@ -12,8 +12,10 @@ type call struct {
 	names  [][]byte // and the names of what they stood for before
 	p      *reader  // parameters
 	params []byte   // parameter area as it was received
+	parsed bool     // handles and sessions are read
 	uses   []*use
 	out    writer   // response parameters
+	plain  []byte   // the same before encryption, for a trace
 	hOut   uint32   // response handle
 	flush  []uint32 // transient objects that go once the response is made
 }
@@ -38,11 +40,12 @@ func errorResponse(tag uint16, e rc) []byte {
 }
 
 func (t *TPM) execute(in []byte) []byte {
-	out, e := t.run(in)
+	out, c, e := t.run(in)
 	t.borrowed = 0
 	if t.failed {
 		e = rcFailure
 	}
+	t.traceCommand(t.volatile.locality, in, c, e)
 	switch e {
 	case 0:
 		return out
@@ -54,65 +57,68 @@ func (t *TPM) execute(in []byte) []byte {
 
 // run follows part 3, section 5: header, handles, authorisation, parameters,
 // action, response.
-func (t *TPM) run(in []byte) ([]byte, rc) {
+func (t *TPM) run(in []byte) ([]byte, *call, rc) {
 	r := &reader{b: in}
 	tag, size, cc := r.u16(), r.u32(), r.u32()
 	switch {
 	case r.err != 0:
-		return nil, rcInsufficient
+		return nil, nil, rcInsufficient
 	case tag != stNoSessions && tag != stSessions:
-		return nil, rcBadTag
+		return nil, nil, rcBadTag
 	case int64(size) != int64(len(in)) || len(in) > maxCommand:
-		return nil, rcCommandSize
+		return nil, nil, rcCommandSize
 	}
 	d := table[cc]
 	switch {
 	case t.failed:
-		return nil, rcFailure
+		return nil, nil, rcFailure
 	case d == nil:
-		return nil, rcCommandCode
+		return nil, nil, rcCommandCode
 	case !t.started && cc != ccStartup:
-		return nil, rcInitialize
+		return nil, nil, rcInitialize
 	case t.started && cc == ccStartup:
-		return nil, rcInitialize
+		return nil, nil, rcInitialize
 	}
 	c := &call{d: d, p: r}
 	if e := t.handles(c); e != 0 {
-		return nil, e
+		return nil, c, e
 	}
 	if tag == stSessions {
 		n := r.u32()
 		if r.err != 0 {
-			return nil, rcInsufficient
+			return nil, c, rcInsufficient
 		}
 		if n < 9 || int64(n) > int64(len(r.b)) {
-			return nil, rcSize
+			return nil, c, rcSize
 		}
 		if d.noSessions {
-			return nil, rcAuthContext
+			return nil, c, rcAuthContext
 		}
 		area := r.bytes(int(n))
 		c.params = bytes.Clone(r.b)
 		if e := t.authorize(c, area); e != 0 {
-			return nil, e
+			return nil, c, e
 		}
 	} else {
 		for _, h := range d.handles {
 			if h.role != roleNone {
-				return nil, rcAuthMissing
+				return nil, c, rcAuthMissing
 			}
 		}
-		c.params = bytes.Clone(r.b)
+		c.params, c.parsed = bytes.Clone(r.b), true
 	}
 	c.p = &reader{b: c.params}
 	if e := d.run(t, c); e != 0 {
-		return nil, e
+		return nil, c, e
+	}
+	if t.cfg.Trace != nil {
+		c.plain = bytes.Clone(c.out.b)
 	}
 	out := t.respond(tag, c)
 	for _, h := range c.flush {
 		delete(t.objs, h)
 	}
-	return out, 0
+	return out, c, 0
 }
 
 // handles reads the handle area and checks that what it names is there.
@@ -127,19 +133,19 @@ func (t *TPM) handles(c *call) rc {
 		}
 		c.h = append(c.h, h)
 	}
-	lent := map[uint32]bool{}
+	lent := 0 // each persistent object takes a slot, one that is named twice two
 	for i, h := range c.h {
-		if handleType(h) == htPersistent && !lent[h] {
-			if len(t.objs)+len(lent) >= maxObjects {
+		if handleType(h) == htPersistent {
+			if len(t.objs)+lent >= maxObjects {
 				return rcObjectMemory
 			}
-			lent[h] = true
+			lent++
 		}
 		if e := t.present(h, i); e != 0 {
 			return e.handle(i + 1)
 		}
 	}
-	t.borrowed = len(lent)
+	t.borrowed = lent
 	for _, h := range c.h {
 		c.names = append(c.names, t.name(h))
 	}
@@ -173,7 +179,11 @@ func (t *TPM) present(h uint32, i int) rc {
 		if n == nil {
 			return rcHandle
 		}
-		if n.attrs&nvPlatformCreate == 0 && !t.enabled[rhOwner] {
+		owner := rhOwner
+		if n.attrs&nvPlatformCreate != 0 {
+			owner = rhPlatformNV
+		}
+		if !t.enabled[owner] {
 			return rcHandle
 		}
 		if !t.materialize(n) {
@@ -226,7 +236,7 @@ func (t *TPM) respond(tag uint16, c *call) []byte {
 		t.respondSessions(c, &w)
 	} else {
 		w.raw(c.out.b)
-		if t.exclusive != 0 && !c.d.keepsExclusive {
+		if t.exclusive != 0 && !c.d.keepsExclusive && !c.d.noSessions {
 			t.exclusive = 0
 		}
 	}

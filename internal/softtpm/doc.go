@@ -26,6 +26,16 @@
 // nothing random is in them. TestSwtpmAnswersAsRecorded holds the recordings
 // against the swtpm that is installed.
 //
+// testdata/streams holds what the TPMs of this module's suites (attest, fscrypt,
+// secureboot/bootpolicy, update, tenantstore/keys, tlsconn, internal/tpm,
+// internal/seams) were told, in the terms of Step, with swtpm's answers to the
+// same. testdata/generated.json.gz holds swtpm's answers to random commands that
+// make sense. Both are compared in the clear, with sessions, salts, encrypted
+// parameters and HMACs made for each TPM anew; names, qualified names, creation
+// hashes, attested names, signatures and response HMACs, which depend on random
+// keys, are computed again on both sides instead. The full run records the
+// suites anew and generates new commands.
+//
 // # Differences from swtpm that remain
 //
 //   - Primary keys, tickets and saved contexts derive from the seeds in ways of
@@ -42,6 +52,11 @@
 //     field upgrade, vendor commands. Nobody is ever physically present.
 //   - An unknown tag answers TPM_RC_BAD_TAG; swtpm's answer is 0x084.
 //   - HMAC sequences can't be saved as contexts. Orderly NV indices are written
-//     down at once, so they lose nothing. The clock runs at one rate.
+//     down at once; a reset clears them all the same. The clock runs at one rate.
+//   - TPM2_Startup is taken at locality 4 too, as after an H-CRTM sequence, which
+//     swtpm takes from its control channel.
+//   - An HMAC session with an object that has no private part answers as part 3
+//     says; libtpms goes into failure mode. Signed comparisons with an empty
+//     operand are false; libtpms compares what happens to lie there.
 //   - Nothing is hardened against timing or faults: it is for tests.
 package softtpm

@@ -16,8 +16,8 @@ type sequence struct {
 }
 
 func (s *sequence) write(b []byte) {
-	if n := 4 - len(s.head); n > 0 {
-		s.head = append(s.head, b[:min(n, len(b))]...)
+	if s.head == nil {
+		s.head = append([]byte{}, b[:min(4, len(b))]...)
 	}
 	for _, h := range s.sums {
 		h.Write(b)
@@ -52,14 +52,17 @@ func (t *TPM) safeTicket(hier uint32, alg uint16, sum, head []byte) ticket {
 
 // hmacKeyed returns the HMAC key and hash of o.
 func (o *object) hmacKeyed(want uint16) ([]byte, uint16, rc) {
+	if o.seq == nil && o.pub.typ == algSymCipher { // as TPM2_MAC, which has the same code
+		if (o.pub.sym.mode == algNull) == (want == algNull) {
+			return nil, 0, rcValue.param(2)
+		}
+		return nil, 0, rcScheme.param(2)
+	}
 	if o.seq != nil || o.pub.typ != algKeyedHash {
 		return nil, 0, rcType.handle(1)
 	}
 	if o.pub.is(attrRestricted) {
 		return nil, 0, rcAttributes.handle(1)
-	}
-	if !o.pub.is(attrSign) {
-		return nil, 0, rcKey.handle(1)
 	}
 	own := o.pub.scheme.hash
 	if o.pub.scheme.alg == algNull {
@@ -67,6 +70,9 @@ func (o *object) hmacKeyed(want uint16) ([]byte, uint16, rc) {
 	}
 	if own == algNull || own == 0 || want != algNull && want != own {
 		return nil, 0, rcValue.param(2)
+	}
+	if !o.pub.is(attrSign) {
+		return nil, 0, rcKey.handle(1)
 	}
 	return o.sens.bits, own, 0
 }
@@ -137,7 +143,7 @@ func sequenceUpdate(t *TPM, c *call) rc {
 	}
 	o := t.object(c.h[0])
 	if o.seq == nil {
-		return rcMode.handle(1)
+		return rcMode.param(1) // as libtpms says
 	}
 	o.seq.write(data)
 	return 0
@@ -159,7 +165,7 @@ func sequenceComplete(t *TPM, c *call) rc {
 	o.seq.write(data)
 	sum := o.seq.sums[0].Sum(nil)
 	c.out.b2(sum)
-	if o.seq.isHMAC {
+	if o.seq.isHMAC || len(o.seq.head) < 4 { // a first block too short to tell, libtpms says
 		c.out.ticket(ticket{stHashCheck, rhNull, nil})
 	} else {
 		c.out.ticket(t.safeTicket(hier, o.seq.alg, sum, o.seq.head))

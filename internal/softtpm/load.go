@@ -194,23 +194,17 @@ func evictControl(t *TPM, c *call) rc {
 		return e
 	}
 	o := t.object(c.h[1])
-	if o.external || o.stClear || o.seq != nil || o.sens == nil {
+	if o.external || o.stClear || o.hier == rhNull || o.seq != nil || o.sens == nil {
 		return rcAttributes.handle(2)
 	}
-	switch c.h[0] {
-	case rhPlatform:
-		if o.hier != rhPlatform {
-			return rcHierarchy.handle(2)
-		}
-	default:
-		if o.hier != rhOwner && o.hier != rhEndorsement {
-			return rcHierarchy.handle(2)
-		}
+	kept := handleType(c.h[1]) == htPersistent
+	if kept && h != c.h[1] {
+		return rcHandle.handle(2)
 	}
-	if handleType(c.h[1]) == htPersistent {
-		if h != c.h[1] {
-			return rcHandle.handle(2)
-		}
+	switch {
+	case c.h[0] == rhOwner && o.hier == rhPlatform, c.h[0] == rhPlatform && o.hier != rhPlatform && !kept:
+		return rcHierarchy.handle(2)
+	case kept: // the platform may delete any
 		delete(t.persistent, h)
 		t.dirty = true
 		return 0
@@ -224,8 +218,8 @@ func evictControl(t *TPM, c *call) rc {
 	if len(t.persistent) >= maxPersistent {
 		return rcNVSpace
 	}
-	kept := *o
-	t.persistent[h] = &kept
+	copied := *o
+	t.persistent[h] = &copied
 	t.dirty = true
 	return 0
 }

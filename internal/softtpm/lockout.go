@@ -10,6 +10,11 @@ type lockout struct {
 	lockoutEnabled  bool
 }
 
+// newLockout is the protection of a TPM that was made, or cleared.
+func newLockout() lockout {
+	return lockout{maxTries: 3, recovery: 1000, lockoutRecovery: 1000, lockoutEnabled: true}
+}
+
 // exempt says whether wrong authorisation values of an entity are not counted.
 func (t *TPM) exempt(h uint32) bool {
 	switch handleType(h) {
@@ -92,7 +97,7 @@ func (t *TPM) registerFailure(h uint32) rc {
 // startLockout applies a startup to the protection.
 func (t *TPM) startLockout(orderly bool) {
 	now := t.cfg.Now()
-	if t.daUsed && !orderly && t.da.failed < t.da.maxTries {
+	if t.daUsed && !orderly && t.da.recovery > 0 && t.da.failed < t.da.maxTries {
 		t.da.failed++
 	}
 	if !t.da.lockoutEnabled && t.da.lockoutRecovery == 0 {

@@ -120,7 +120,10 @@ func (t *TPM) writable(auth, index uint32) rc {
 // store writes data at an offset and marks the index as written.
 func (t *TPM) store(n *nvIndex, offset int, data []byte) {
 	if n.attrs&nvWritten == 0 {
-		n.data = bytes.Repeat([]byte{0xFF}, n.size)
+		n.data = make([]byte, n.size)
+		if n.attrs&nvOrderly == 0 { // orderly ones are in RAM
+			n.data = bytes.Repeat([]byte{0xFF}, n.size)
+		}
 		n.attrs |= nvWritten
 	}
 	copy(n.data[offset:], data)
@@ -128,6 +131,9 @@ func (t *TPM) store(n *nvIndex, offset int, data []byte) {
 }
 
 const maxNVIndices = 256
+
+// maxOrderlyCount is how far an orderly counter counts between two writes.
+const maxOrderlyCount = 0xFF
 
 func nvReadPublic(t *TPM, c *call) rc {
 	if e := c.end(); e != 0 {
@@ -312,17 +318,22 @@ func nvChangeAuth(t *TPM, c *call) rc {
 	return 0
 }
 
-// resetNV applies a TPM reset or restart to the indices' locks (part 1,
-// section 37.7).
-func (t *TPM) resetNV() {
+// resetNV applies a TPM reset or restart to the indices (part 1, section 37.7):
+// locks go, and with a reset what is in orderly ones; a counter that was not
+// shut down in order goes on where it can't have been.
+func (t *TPM) resetNV(reset, orderly bool) {
 	for _, n := range t.nv {
 		before := n.attrs
 		n.attrs &^= nvReadLocked
+		if n.typ() != ntCounter && (n.attrs&nvClearSTClear != 0 || reset && n.attrs&nvOrderly != 0) {
+			n.attrs &^= nvWritten
+		}
 		if n.attrs&nvWriteDefine == 0 || n.attrs&nvWritten == 0 {
 			n.attrs &^= nvWriteLocked
 		}
-		if n.attrs&nvClearSTClear != 0 {
-			n.attrs &^= nvWritten
+		if n.typ() == ntCounter && n.attrs&nvOrderly != 0 && n.attrs&nvWritten != 0 && !orderly {
+			n.data = be64(binary.BigEndian.Uint64(n.data) | maxOrderlyCount)
+			t.dirty = true
 		}
 		t.dirty = t.dirty || n.attrs != before
 	}

@@ -194,14 +194,17 @@ func sensitive2B(data []byte) (*sensitive, rc) {
 // maxObjects is how many transient objects fit.
 const maxObjects = 3
 
-// alloc gives o the lowest free transient handle.
+// alloc gives o the lowest free transient handle. The command's persistent
+// objects hold the lowest ones while it runs.
 func (t *TPM) alloc(o *object) (uint32, rc) {
 	if !t.room() {
 		return 0, rcObjectMemory
 	}
 	h := uint32(htTransient) << 24
-	for t.objs[h] != nil {
-		h++
+	for lent := t.borrowed; t.objs[h] != nil || lent > 0; h++ {
+		if t.objs[h] == nil {
+			lent--
+		}
 	}
 	o.client = t.client
 	t.objs[h] = o

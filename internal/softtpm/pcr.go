@@ -14,13 +14,13 @@ func pcrRuleOf(pcr int) pcrRule {
 	case 16, 23:
 		return pcrRule{false, 0x0F, 0x1F}
 	case 17, 18:
-		return pcrRule{false, 0x10, 0x1C}
+		return pcrRule{false, 0, 0x1C}
 	case 19:
-		return pcrRule{false, 0x10, 0x0C}
+		return pcrRule{false, 0, 0x0C}
 	case 20:
-		return pcrRule{false, 0x14, 0x0E}
+		return pcrRule{false, 0x04, 0x0E}
 	case 21, 22:
-		return pcrRule{false, 0x14, 0x04}
+		return pcrRule{false, 0x04, 0x04}
 	}
 	return pcrRule{true, 0, 0x1F}
 }

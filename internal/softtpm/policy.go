@@ -9,7 +9,7 @@ import (
 // (part 1, section 19.7).
 type policyState struct {
 	digest       []byte
-	timeout      uint64 // clock in milliseconds, or 0
+	timeout      uint64 // milliseconds since the power came, or 0
 	cc           uint32
 	pcrSet       bool
 	pcrUpdates   uint32
@@ -38,6 +38,9 @@ func (s *session) update(cc uint32, name, ref []byte) {
 // checkPolicy says whether a policy session authorises the use of handle h.
 func (t *TPM) checkPolicy(c *call, u *use, h uint32, role authRole) rc {
 	p := &u.s.policy
+	if c.d.cc == ccPolicySecret && !p.needAuth && !p.needPassword {
+		return rcMode
+	}
 	if p.pcrSet && p.pcrUpdates != t.pcrUpdates {
 		return rcPCRChanged
 	}
@@ -45,7 +48,7 @@ func (t *TPM) checkPolicy(c *call, u *use, h uint32, role authRole) rc {
 	if want.alg != u.s.alg || !bytes.Equal(want.digest, p.digest) {
 		return rcPolicyFail
 	}
-	if p.timeout != 0 && p.timeout < t.clock() {
+	if p.timeout != 0 && (p.timeout < t.uptime() || u.s.epoch != t.epoch) {
 		return rcExpired
 	}
 	if p.cc != 0 {
@@ -110,23 +113,27 @@ func (t *TPM) checkParams(s *session, timeout uint64, cpHash []byte, nonceParam,
 			return rcCpHash
 		}
 	}
-	if timeout != 0 && timeout < t.clock() {
+	if timeout != 0 && (timeout < t.uptime() || s.epoch != t.epoch) {
 		return rcExpired.param(expParam)
 	}
 	return 0
 }
 
-// policyTimeout is when an expiration given in seconds since the session's
-// start comes; zero means never.
-func (s *session) policyTimeout(expiration int32) uint64 {
-	if expiration == 0 {
+// policyTimeout is when an expiration given in seconds comes: since the
+// session's start when its nonce is given, else since the power came. Zero means
+// never.
+func (t *TPM) policyTimeout(s *session, b binding) uint64 {
+	if b.expiration == 0 {
 		return 0
 	}
-	seconds := int64(expiration)
-	if seconds < 0 {
-		seconds = -seconds
+	ms := int64(b.expiration) * 1000
+	if ms < 0 {
+		ms = -ms
 	}
-	return s.started + uint64(seconds)*1000
+	if len(b.nonce) == 0 {
+		return uint64(ms) + t.uptime()%1000
+	}
+	return s.started + uint64(ms)
 }
 
 // restrict applies timeout and cpHash to a session.
@@ -141,8 +148,17 @@ func (s *session) restrict(timeout uint64, cpHash []byte) {
 
 // authTicket makes the ticket of PolicySecret or PolicySigned.
 func (t *TPM) authTicket(tag uint16, hier uint32, timeout uint64, cpHash, ref, name []byte) ticket {
-	return ticket{tag, hier, mac(algSHA512, t.proof(hier), be16(tag), be64(timeout), be16(uint16(len(cpHash))), cpHash,
+	return ticket{tag, hier, mac(algSHA512, t.proof(hier), be16(tag), be64(timeout), be64(t.epochOf(timeout)), be16(uint16(len(cpHash))), cpHash,
 		be16(uint16(len(ref))), ref, name)}
+}
+
+// epochOf is what ties a ticket that expires to the time that it was made in:
+// that stops when the power goes.
+func (t *TPM) epochOf(timeout uint64) uint64 {
+	if timeout == 0 {
+		return 0
+	}
+	return t.epoch
 }
 
 // binding are the parameters that PolicySecret and PolicySigned share.
@@ -170,10 +186,7 @@ func policySecret(t *TPM, c *call) rc {
 		if len(b.nonce) > 0 && !bytes.Equal(b.nonce, s.nonceTPM) {
 			return rcNonce.param(1)
 		}
-		timeout = s.policyTimeout(b.expiration)
-		if len(b.nonce) == 0 && b.expiration != 0 {
-			timeout = t.clock() + uint64(max(b.expiration, -b.expiration))*1000
-		}
+		timeout = t.policyTimeout(s, b)
 		if e := t.checkParams(s, timeout, b.cpHash, 1, 2, 4); e != 0 {
 			return e
 		}
@@ -209,10 +222,7 @@ func policySigned(t *TPM, c *call) rc {
 		if len(b.nonce) > 0 && !bytes.Equal(b.nonce, s.nonceTPM) {
 			return rcNonce.param(1)
 		}
-		timeout = s.policyTimeout(b.expiration)
-		if len(b.nonce) == 0 && b.expiration != 0 {
-			timeout = t.clock() + uint64(max(b.expiration, -b.expiration))*1000
-		}
+		timeout = t.policyTimeout(s, b)
 		if e := t.checkParams(s, timeout, b.cpHash, 1, 2, 4); e != 0 {
 			return e
 		}

@@ -120,6 +120,9 @@ func (t *TPM) policyHash(c *call, cc uint32, set func(*policyState, []byte) rc) 
 	}
 	s := t.sessions[c.h[0]]
 	if len(h) != hashSize(s.alg) {
+		if cc == ccPolicyTemplate && s.policy.templateHash == nil && (s.policy.cpHash != nil || s.policy.nameHash != nil) {
+			return rcCpHash
+		}
 		if s.policy.templateHash != nil && cc == ccPolicyTemplate {
 			return rcValue.param(1)
 		}
@@ -191,6 +194,9 @@ func compare(op uint16, a, b []byte) bool {
 				return -1
 			}
 			return 1
+		}
+		if len(a) > 0 && a[0]&0x80 != 0 {
+			return -c // two negative values compare the other way round
 		}
 		return c
 	}
@@ -273,15 +279,15 @@ func policyCounterTimer(t *TPM, c *call) rc {
 		return e
 	}
 	s := t.sessions[c.h[0]]
+	var w writer
+	t.timeInfo(&w)
+	if int(offset) > len(w.b) {
+		return rcValue.param(2)
+	}
+	if int(offset)+len(operand) > len(w.b) {
+		return rcRange
+	}
 	if s.kind != seTrial {
-		var w writer
-		t.timeInfo(&w)
-		if int(offset) > len(w.b) {
-			return rcValue.param(2)
-		}
-		if int(offset)+len(operand) > len(w.b) {
-			return rcRange
-		}
 		if !compare(op, w.b[offset:int(offset)+len(operand)], operand) {
 			return rcPolicy
 		}
@@ -306,7 +312,7 @@ func policyAuthorizeNV(t *TPM, c *call) rc {
 		}
 		alg := binary.BigEndian.Uint16(n.data)
 		if hashSize(alg) == 0 {
-			return rcHash.handle(2)
+			return rcHash
 		}
 		if len(n.data) < 2+hashSize(alg) {
 			return rcInsufficient.handle(2)

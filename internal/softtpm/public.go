@@ -10,7 +10,7 @@ func (r *reader) sym(null bool) (s symDef) {
 	case r.err != 0:
 	case s.alg == algNull && null:
 	case s.alg == algAES:
-		if s.bits = r.u16(); r.err == 0 && s.bits != 128 && s.bits != 192 && s.bits != 256 {
+		if s.bits = r.u16(); r.err == 0 && s.bits != 128 && s.bits != 256 {
 			r.fail(rcValue)
 		}
 		switch s.mode = r.u16(); s.mode {

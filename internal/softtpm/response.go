@@ -19,6 +19,9 @@ func (t *TPM) respondSessions(c *call, w *writer) {
 		}
 	}
 	for _, u := range c.uses {
+		if u.assoc >= 0 {
+			u.authOut = t.authValue(c.h[u.assoc])
+		}
 		if u.s != nil {
 			u.s.nonceTPM = t.random(len(u.s.nonceTPM))
 		}
@@ -46,7 +49,7 @@ func (t *TPM) respondSessions(c *call, w *writer) {
 		w.b2(u.s.nonceTPM)
 		w.u8(attrs)
 		switch {
-		case u.emptyHMAC, u.s.kind == sePolicy && u.s.policy.needPassword && u.assoc >= 0:
+		case u.emptyHMAC, u.s.kind == sePolicy && u.s.policy.needPassword:
 			w.b2(nil)
 		default:
 			rp := digest(u.s.alg, be32(0), be32(c.d.cc), params)
@@ -54,9 +57,9 @@ func (t *TPM) respondSessions(c *call, w *writer) {
 		}
 		if !u.is(saContinue) {
 			t.dropSession(u.h)
-		} else if u.s.kind == sePolicy && u.assoc >= 0 {
+		} else if u.s.kind == sePolicy {
 			u.s.policy = policyState{digest: make([]byte, hashSize(u.s.alg))}
-			u.s.started = t.clock()
+			u.s.started, u.s.epoch = t.uptime(), t.epoch
 		}
 	}
 }
@@ -67,6 +70,7 @@ func (t *TPM) audit(c *call, u *use, params []byte) {
 		return
 	}
 	if u.s.audit == nil || u.is(saAuditReset) {
+		u.s.bound = false // an audit session is bound to nothing any more
 		u.s.audit = make([]byte, hashSize(u.s.alg))
 		t.exclusive = u.h
 	}

@@ -41,7 +41,8 @@ type session struct {
 	bound        bool
 	daBound      bool
 	lockoutBound bool
-	started      uint64 // clock, milliseconds
+	started      uint64 // milliseconds since the power came
+	epoch        uint64 // of the time
 
 	audit       []byte // digest of an audit session, or nil
 	auditedHash []byte
@@ -59,6 +60,13 @@ type use struct {
 	mac       []byte
 	assoc     int // index of the handle that it authorises, or -1
 	emptyHMAC bool
+
+	// For a trace: the authorisation values behind the HMACs of command and
+	// response, whether they are in the key, whether the HMAC was wrong, and
+	// whether a password stood in its place.
+	auth, authOut   []byte
+	included, wrong bool
+	password        bool
 }
 
 func (u *use) is(attr byte) bool { return u.attrs&attr != 0 }
@@ -77,6 +85,7 @@ func (t *TPM) authorize(c *call, area []byte) rc {
 	if e := t.readSessions(c, area); e != 0 {
 		return e
 	}
+	c.parsed = true
 	for i, spec := range c.d.handles {
 		if spec.role == roleNone {
 			continue
@@ -211,12 +220,15 @@ func (t *TPM) checkUse(c *call, u *use, i int) rc {
 func (t *TPM) checkAuth(c *call, u *use, i int) rc {
 	h := c.h[u.assoc]
 	isPolicy := u.s != nil && u.s.kind == sePolicy
-	if !isPolicy || u.s.policy.needAuth || u.s.policy.needPassword {
+	authUsed := u.s == nil || isPolicy && (u.s.policy.needAuth || u.s.policy.needPassword) || !isPolicy && t.includesAuth(c, u)
+	if authUsed {
 		if !t.exempt(h) {
 			if e := t.lockedOut(h == rhLockout); e != 0 {
 				return e
 			}
-			t.daTouched()
+			if h != rhLockout {
+				t.daTouched()
+			}
 		}
 	}
 	role := c.d.handles[u.assoc].role
@@ -236,7 +248,9 @@ func (t *TPM) checkAuth(c *call, u *use, i int) rc {
 		}
 	}
 	var e rc
+	u.auth = t.authValue(h)
 	if u.s == nil || isPolicy && u.s.policy.needPassword {
+		u.password = true
 		if !hmac.Equal(trim(u.mac), t.authValue(h)) {
 			e = t.authFailed(h)
 		}
@@ -265,7 +279,7 @@ func (t *TPM) includesAuth(c *call, u *use) bool {
 // hmacKey is the key of a session's HMAC in this command.
 func (t *TPM) hmacKey(c *call, u *use) []byte {
 	k := bytes.Clone(u.s.key)
-	if t.includesAuth(c, u) {
+	if u.included {
 		k = append(k, t.authValue(c.h[u.assoc])...)
 	}
 	return k
@@ -279,13 +293,14 @@ func (c *call) cpHash(alg uint16) []byte {
 }
 
 func (t *TPM) checkHMAC(c *call, u *use, i int) rc {
+	u.included = t.includesAuth(c, u)
 	key := t.hmacKey(c, u)
 	if len(key) == 0 && len(u.mac) == 0 {
 		u.emptyHMAC = true
 		return 0
 	}
 	var extra []byte
-	if i == 0 {
+	if i == 0 && u.assoc >= 0 {
 		for _, bit := range []byte{saDecrypt, saEncrypt} {
 			for j, v := range c.uses {
 				if j > 0 && v.is(bit) && (bit == saDecrypt || !v.is(saDecrypt)) {
@@ -298,6 +313,7 @@ func (t *TPM) checkHMAC(c *call, u *use, i int) rc {
 	if hmac.Equal(want, u.mac) {
 		return 0
 	}
+	u.wrong = true
 	return t.hmacFailed(c, u)
 }
 
@@ -324,7 +340,7 @@ func (t *TPM) crypt(u *use, c *call, data, newer, older []byte, encrypt bool) {
 		key = append(key, t.authValue(c.h[u.assoc])...)
 	}
 	if u.s.sym.alg == algXOR {
-		xorMask(u.s.sym.bits, key, newer, older, data)
+		xorMask(u.s.alg, key, newer, older, data)
 		return
 	}
 	n := int(u.s.sym.bits) / 8

@@ -47,7 +47,9 @@ func (w *writer) signature(s signature) {
 }
 
 // canSign says whether o is a signing key.
-func (o *object) canSign() bool { return o.seq == nil && o.pub.is(attrSign) }
+func (o *object) canSign() bool {
+	return o.seq == nil && o.pub.is(attrSign) && o.pub.typ != algSymCipher
+}
 
 // signScheme chooses between the key's scheme and the one asked for.
 func (o *object) signScheme(want scheme) (scheme, bool) {
@@ -57,11 +59,24 @@ func (o *object) signScheme(want scheme) (scheme, bool) {
 	}
 	switch {
 	case own.alg == algNull:
-		return want, want.alg != algNull
+		return want, want.alg != algNull && o.pub.signsWith(want.alg)
 	case want.alg == algNull:
 		return own, true
 	}
 	return want, own.alg == want.alg && own.hash == want.hash
+}
+
+// signsWith says whether keys of a type sign with a scheme.
+func (p *public) signsWith(alg uint16) bool {
+	switch p.typ {
+	case algECC:
+		return alg == algECDSA
+	case algRSA:
+		return alg == algRSASSA || alg == algRSAPSS
+	case algKeyedHash:
+		return alg == algHMAC
+	}
+	return false
 }
 
 // sign signs a digest.

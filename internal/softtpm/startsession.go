@@ -10,7 +10,7 @@ func (r *reader) symSession() (s symDef) {
 	case s.alg == algXOR:
 		s.bits = r.hash(false)
 	case s.alg == algAES:
-		if s.bits = r.u16(); r.err == 0 && s.bits != 128 && s.bits != 192 && s.bits != 256 {
+		if s.bits = r.u16(); r.err == 0 && s.bits != 128 && s.bits != 256 {
 			r.fail(rcValue)
 		}
 		switch s.mode = r.u16(); s.mode {
@@ -45,12 +45,15 @@ func startAuthSession(t *TPM, c *call) rc {
 			return rcValue.param(2)
 		}
 	} else {
+		o := t.object(c.h[0])
+		if o.seq == nil && o.sens == nil {
+			return rcHandle.handle(1)
+		}
+		if o.pub.typ != algRSA && o.pub.typ != algECC {
+			return rcKey.handle(1)
+		}
 		if len(salt) == 0 {
 			return rcValue.param(2)
-		}
-		o := t.object(c.h[0])
-		if o.pub.typ == algKeyedHash || o.pub.typ == algSymCipher || o.sens == nil {
-			return rcKey.handle(1)
 		}
 		if !o.pub.is(attrDecrypt) {
 			return rcAttributes.handle(1)
@@ -69,13 +72,16 @@ func startAuthSession(t *TPM, c *call) rc {
 		if o := t.object(bind); o != nil && o.seq == nil && o.sens == nil {
 			return rcHandle.handle(2)
 		}
+		if n := t.nv[bind]; n != nil && n.pin() {
+			return rcHandle.handle(2)
+		}
 		auth := t.authValue(bind)
 		secret = append(bytes.Clone(auth), secret...)
 		if s.kind == seHMAC {
 			s.bound, s.bind = true, bindTo(t.name(bind), auth)
-			s.daBound = !t.exempt(bind)
-			s.lockoutBound = bind == rhLockout
 		}
+		s.daBound = !t.exempt(bind)
+		s.lockoutBound = bind == rhLockout
 	}
 	if e := t.sessionRoom(); e != 0 {
 		return e
@@ -87,7 +93,7 @@ func startAuthSession(t *TPM, c *call) rc {
 	if s.kind != seHMAC {
 		s.policy.digest = make([]byte, hashSize(s.alg))
 	}
-	s.started = t.clock()
+	s.started, s.epoch = t.uptime(), t.epoch
 	kind := uint32(htHMAC)
 	if s.kind != seHMAC {
 		kind = htPolicy
@@ -133,7 +139,7 @@ func policyRestart(t *TPM, c *call) rc {
 	}
 	s := t.sessions[c.h[0]]
 	s.policy = policyState{digest: make([]byte, hashSize(s.alg))}
-	s.started = t.clock()
+	s.started, s.epoch = t.uptime(), t.epoch
 	return 0
 }
 

@@ -1,5 +1,7 @@
 package softtpm
 
+import "encoding/binary"
+
 // How the TPM was shut down.
 const (
 	shutdownNone  = 0 // the power was cut
@@ -21,17 +23,27 @@ func startup(t *TPM, c *call) rc {
 	}
 	resume := kind == 1
 	if resume && (t.shutdown != shutdownState || t.nonVolatile.saved == nil) {
+		t.daUsed = false // libtpms forgets then
 		return rcValue.param(1)
+	}
+	if resume && t.nonVolatile.saved.locality3 != (locality == 3) {
+		return rcLocality
 	}
 	// What a restart keeps and a reset makes anew.
 	was := t.nonVolatile.saved
 	orderly := t.shutdown != shutdownNone
 	restart := was != nil && t.shutdown == shutdownState
-	t.started = true
+	t.started, t.startedAt3 = true, locality == 3
+	t.epoch = binary.BigEndian.Uint64(t.random(8))
 	t.clockSafe = t.clockSafe && orderly
 	t.objs = map[uint32]*object{}
 	t.sessions = map[uint32]*session{}
 	t.volatile.saved = map[uint32]*savedSession{}
+	if restart {
+		for h, seq := range was.sessions {
+			t.volatile.saved[h] = &savedSession{seq}
+		}
+	}
 	t.exclusive = 0
 	switch {
 	case resume:
@@ -39,10 +51,12 @@ func startup(t *TPM, c *call) rc {
 		t.platformAuth, t.nullSeed, t.nullProof = was.platformAuth, was.nullSeed, was.nullProof
 		t.enabled, t.contexts = was.enabled, was.contexts
 		t.resetPCRs(true)
+		t.pcrUpdates += 4 // PCRs 17 to 20 were reset
 		t.restartCount++
 	default:
 		if restart {
 			t.nullSeed, t.nullProof, t.contexts = was.nullSeed, was.nullProof, was.contexts
+			t.pcrUpdates = was.pcrUpdates
 			t.restartCount++
 		} else {
 			t.nullSeed, t.nullProof = t.random(64), t.random(64)
@@ -56,8 +70,8 @@ func startup(t *TPM, c *call) rc {
 		for _, b := range t.pcrs { // part 1, section 34.3: PCR 0 tells the startup's locality
 			b[0][len(b[0])-1] = byte(locality)
 		}
-		t.pcrUpdates = pcrCount - 4 // one for each PCR that counts
-		t.resetNV()
+		t.pcrUpdates += pcrCount - 4 // one for each PCR that counts
+		t.resetNV(!restart, orderly)
 	}
 	t.startLockout(orderly)
 	t.shutdown, t.nonVolatile.saved = shutdownNone, nil
@@ -84,7 +98,10 @@ func shutdown(t *TPM, c *call) rc {
 		}
 		t.nonVolatile.saved = &resumable{
 			pcrs: pcrs, pcrUpdates: t.pcrUpdates, platformAuth: t.platformAuth, nullSeed: t.nullSeed, nullProof: t.nullProof,
-			contexts: t.contexts, enabled: t.enabled,
+			contexts: t.contexts, enabled: t.enabled, locality3: t.startedAt3, sessions: map[uint32]uint64{},
+		}
+		for h, s := range t.volatile.saved {
+			t.nonVolatile.saved.sessions[h] = s.sequence
 		}
 	}
 	t.daUsed = false
@@ -214,7 +231,7 @@ func hierarchyControl(t *TPM, c *call) rc {
 			return rcAuthType
 		}
 	default:
-		if auth != rhPlatform && auth != enable || state && auth != rhPlatform {
+		if auth != rhPlatform && auth != enable {
 			return rcAuthType
 		}
 	}
@@ -279,7 +296,7 @@ func clearTPM(t *TPM, c *call) rc {
 	}
 	t.resetCount, t.restartCount = 0, 0
 	t.clockMs, t.clockBase, t.poweredAt, t.clockSafe = 0, 0, t.cfg.Now(), true
-	t.da.failed, t.da.lockoutEnabled = 0, true
+	t.da = newLockout()
 	t.rsa = rsaCache{}
 	t.pcrUpdates++
 	t.dirty = true

@@ -17,7 +17,7 @@ import (
 // command that changed it.
 const (
 	stateFile    = "tpm.json"
-	stateVersion = 1
+	stateVersion = 2 // and 1, which knows neither sessions nor the locality of what is resumed
 	maxStateSize = 4 << 20
 )
 
@@ -73,6 +73,8 @@ type resumableJSON struct {
 	NullProof    []byte              `json:"null_proof"`
 	Contexts     uint64              `json:"contexts"`
 	Enabled      map[uint32]bool     `json:"enabled"`
+	Locality3    bool                `json:"locality_3,omitempty"`
+	Sessions     map[uint32]uint64   `json:"sessions,omitempty"`
 }
 
 type objectJSON struct {
@@ -89,7 +91,7 @@ type objectJSON struct {
 type sequenceJSON struct {
 	Auth []byte   `json:"auth,omitempty"`
 	Alg  uint16   `json:"alg"`
-	Head []byte   `json:"head,omitempty"`
+	Head []byte   `json:"head"`
 	Sums [][]byte `json:"sums"`
 }
 
@@ -178,7 +180,7 @@ func (t *TPM) state() *stateJSON {
 		s.NV = append(s.NV, nvJSON{i.handle, i.nameAlg, i.attrs, i.policy, i.size, i.auth, i.data, i.slot})
 	}
 	if r := n.saved; r != nil {
-		s.Saved = &resumableJSON{map[uint16][][]byte{}, r.pcrUpdates, r.platformAuth, r.nullSeed, r.nullProof, r.contexts, r.enabled}
+		s.Saved = &resumableJSON{map[uint16][][]byte{}, r.pcrUpdates, r.platformAuth, r.nullSeed, r.nullProof, r.contexts, r.enabled, r.locality3, r.sessions}
 		for alg, b := range r.pcrs {
 			s.Saved.PCRs[alg] = b[:]
 		}
@@ -246,8 +248,8 @@ func (t *TPM) restore(b []byte) error {
 	if d.More() {
 		return fmt.Errorf("%w: data after the end", errState)
 	}
-	if s.Version != stateVersion {
-		return fmt.Errorf("%w: version %d, this program reads %d", errState, s.Version, stateVersion)
+	if s.Version != stateVersion && s.Version != stateVersion-1 {
+		return fmt.Errorf("%w: version %d, this program reads %d and %d", errState, s.Version, stateVersion-1, stateVersion)
 	}
 	for _, h := range []uint32{rhOwner, rhEndorsement, rhPlatform} {
 		if len(s.Seeds[h]) != 64 || len(s.Proofs[h]) != 64 {
@@ -284,7 +286,7 @@ func (t *TPM) restore(b []byte) error {
 		n.nv[j.Handle] = &nvIndex{j.Handle, j.NameAlg, j.Attrs, j.Policy, j.Size, j.Auth, j.Data, j.Slot}
 	}
 	if r := s.Saved; r != nil {
-		n.saved = &resumable{map[uint16]*[pcrCount][]byte{}, r.Updates, r.PlatformAuth, r.NullSeed, r.NullProof, r.Contexts, r.Enabled}
+		n.saved = &resumable{map[uint16]*[pcrCount][]byte{}, r.Updates, r.PlatformAuth, r.NullSeed, r.NullProof, r.Contexts, r.Enabled, r.Locality3, r.Sessions}
 		for _, alg := range banks {
 			if len(r.PCRs[alg]) != pcrCount {
 				return fmt.Errorf("%w: PCRs", errState)
@@ -330,7 +332,7 @@ type sessionJSON struct {
 	Sym                                [3]uint16
 	Key, NonceTPM, Bind                []byte
 	Bound, DABound, LockoutBound       bool
-	Started                            uint64
+	Started, Epoch                     uint64
 	Audit                              []byte
 	Digest                             []byte
 	Timeout                            uint64
@@ -347,7 +349,7 @@ func (s *session) marshal() []byte {
 	p := &s.policy
 	j := sessionJSON{
 		s.handle, s.kind, s.alg, [3]uint16{s.sym.alg, s.sym.bits, s.sym.mode}, s.key, s.nonceTPM, s.bind, s.bound, s.daBound,
-		s.lockoutBound, s.started, s.audit, p.digest, p.timeout, p.cc, p.pcrSet, p.pcrUpdates, p.locality, p.cpHash, p.nameHash,
+		s.lockoutBound, s.started, s.epoch, s.audit, p.digest, p.timeout, p.cc, p.pcrSet, p.pcrUpdates, p.locality, p.cpHash, p.nameHash,
 		p.templateHash, p.needAuth, p.needPassword, p.pp, p.nvWritten != nil, p.nvWritten != nil && *p.nvWritten,
 	}
 	b, err := json.Marshal(j)
@@ -364,7 +366,7 @@ func unmarshalSession(b []byte) (*session, bool) {
 	}
 	s := &session{
 		handle: j.Handle, kind: j.Kind, alg: j.Alg, sym: symDef{j.Sym[0], j.Sym[1], j.Sym[2]}, key: j.Key, nonceTPM: j.NonceTPM,
-		bind: j.Bind, bound: j.Bound, daBound: j.DABound, lockoutBound: j.LockoutBound, started: j.Started, audit: j.Audit,
+		bind: j.Bind, bound: j.Bound, daBound: j.DABound, lockoutBound: j.LockoutBound, started: j.Started, epoch: j.Epoch, audit: j.Audit,
 		policy: policyState{
 			digest: j.Digest, timeout: j.Timeout, cc: j.CC, pcrSet: j.PCRSet, pcrUpdates: j.PCRUpdates, locality: j.Locality,
 			cpHash: j.CpHash, nameHash: j.NameHash, templateHash: j.TemplateHash, needAuth: j.NeedAuth,

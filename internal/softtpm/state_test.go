@@ -104,7 +104,7 @@ func TestDamagedStateIsRefusedWithWhatToDo(t *testing.T) {
 		"cut":             string(good[:len(good)-2]),
 		"more behind":     string(good) + "{}",
 		"unknown field":   strings.Replace(string(good), `"version"`, `"backdoor":1,"version"`, 1),
-		"version to come": strings.Replace(string(good), `"version":1`, `"version":2`, 1),
+		"version to come": strings.Replace(string(good), `"version":2`, `"version":3`, 1),
 		"no seeds":        strings.Replace(string(good), `"seeds":{`, `"seeds":{"7":"AA=="},"proofs":{`, 1),
 		"not JSON":        "\x00\x01\x02",
 		"huge":            string(make([]byte, 5<<20)),
@@ -262,4 +262,44 @@ func FuzzState(f *testing.F) {
 		nvName(tpm, 0x01800001)
 		try(tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(0x81000001)}, tpm)
 	})
+}
+
+// TestStateOfVersion2IsRead holds the stored format, which knows what else a
+// resume keeps: saved sessions, and the locality of the startup.
+func TestStateOfVersion2IsRead(t *testing.T) {
+	file := filepath.Join("testdata", "state-v2.json")
+	if *update {
+		dir := t.TempDir()
+		old, err := os.ReadFile(filepath.Join("testdata", "state-v1.json"))
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "tpm.json"), old, 0o600))
+		tpm, err := softtpm.New(softtpm.Config{Dir: dir, Now: func() time.Time { return time.Unix(1700000000, 0) }})
+		require.NoError(t, err)
+		_, err = tpm.SendAt(3, []byte{0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x44, 0, 0})
+		require.NoError(t, err)
+		s, _, err := tpm2.HMACSession(tpm, tpm2.TPMAlgSHA256, 16)
+		require.NoError(t, err)
+		_, err = tpm2.ContextSave{SaveHandle: s.Handle()}.Execute(tpm)
+		require.NoError(t, err)
+		_, err = tpm2.Shutdown{ShutdownType: tpm2.TPMSUState}.Execute(tpm)
+		require.NoError(t, err)
+		b, err := os.ReadFile(filepath.Join(dir, "tpm.json"))
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(file, b, 0o644))
+	}
+	b, err := os.ReadFile(file)
+	require.NoError(t, err)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "tpm.json"), b, 0o600))
+	tpm, err := softtpm.New(softtpm.Config{Dir: dir, Now: func() time.Time { return time.Unix(1700000000, 0) }})
+	require.NoError(t, err)
+	_, err = tpm2.Startup{StartupType: tpm2.TPMSUState}.Execute(tpm)
+	require.ErrorIs(t, err, tpm2.TPMRCLocality, "it was started at locality 3")
+	rsp, err := tpm.SendAt(3, []byte{0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x44, 0, 1})
+	require.NoError(t, err)
+	require.Equal(t, []byte{0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0}, rsp)
+	saved := try(tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x03000000, PropertyCount: 9}, tpm)
+	list, err := saved.CapabilityData.Data.Handles()
+	require.NoError(t, err)
+	assert.Equal(t, []tpm2.TPMHandle{0x02000000}, list.Handle)
 }

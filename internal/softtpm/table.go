@@ -62,7 +62,7 @@ func (k handleKind) allows(h uint32) bool {
 	case hkPCRNull:
 		return h < pcrCount || h == rhNull
 	case hkEntity:
-		return object || t == htNV || h < pcrCount || hkHierarchyAuth.allows(h) || h == rhNull
+		return object || t == htNV || h < pcrCount || hkHierarchyAuth.allows(h)
 	case hkEntityNull:
 		return object || t == htNV || h < pcrCount || hkHierarchyAuth.allows(h) || h == rhNull
 	case hkContext:
@@ -145,6 +145,7 @@ const (
 	ccPolicyNV                uint32 = 0x149
 	ccPolicySigned            uint32 = 0x160
 	ccPolicyAuthorize         uint32 = 0x16A
+	ccStartAuthSession        uint32 = 0x176
 	ccPolicyAuthValue         uint32 = 0x16B
 	ccPolicyCommandCode       uint32 = 0x16C
 	ccPolicyCounterTimer      uint32 = 0x16D

@@ -26,6 +26,9 @@ type Config struct {
 	Dir string
 	// Maker, when not nil, issues the endorsement certificates.
 	Maker *Maker
+	// Trace, when not nil, is told of everything that happens, secrets
+	// included. It must not call the TPM.
+	Trace func(Step)
 }
 
 // ErrPowerOff says that a command was sent to a TPM that has no power.
@@ -82,17 +85,22 @@ type resumable struct {
 	nullProof    []byte
 	contexts     uint64
 	enabled      map[uint32]bool
+	locality3    bool              // the TPM was started at locality 3
+	sessions     map[uint32]uint64 // sequence numbers of saved sessions
 }
 
 // volatile is what the loss of power erases.
 type volatile struct {
-	powered   bool
-	started   bool
-	locality  int    // of the command that is executed
-	client    uint64 // who sent it
-	poweredAt time.Time
-	clockBase uint64          // clock when the power came
-	enabled   map[uint32]bool // hierarchies (owner, endorsement, platform, platform NV)
+	powered bool
+	started bool
+	// startedAt3 says that the TPM was started at locality 3.
+	startedAt3 bool
+	locality   int    // of the command that is executed
+	client     uint64 // who sent it
+	poweredAt  time.Time
+	epoch      uint64          // random; what was timed before does not hold after
+	clockBase  uint64          // clock when the power came
+	enabled    map[uint32]bool // hierarchies (owner, endorsement, platform, platform NV)
 
 	platformAuth []byte
 	nullSeed     []byte
@@ -157,7 +165,7 @@ func (t *TPM) manufacture() {
 		policies:   map[uint32]authPolicy{},
 		persistent: map[uint32]*object{},
 		nv:         map[uint32]*nvIndex{},
-		da:         lockout{maxTries: 3, recovery: 1000, lockoutRecovery: 1000, lockoutEnabled: true},
+		da:         newLockout(),
 		shutdown:   shutdownClear,
 		clockSafe:  true,
 	}
@@ -174,6 +182,7 @@ func (t *TPM) PowerOn() {
 	}
 	t.volatile = volatile{powered: true, poweredAt: t.cfg.Now(), clockBase: t.clockMs}
 	t.failed = false
+	t.traceEvent(Step{Event: "on", NV: t.factoryIndices()})
 }
 
 // PowerOff takes the power away, at once and without TPM2_Shutdown: what was
@@ -181,6 +190,9 @@ func (t *TPM) PowerOn() {
 func (t *TPM) PowerOff() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.powered {
+		t.traceEvent(Step{Event: "off"})
+	}
 	t.volatile = volatile{}
 }
 
@@ -230,11 +242,13 @@ func (t *TPM) release(client uint64) {
 	for h, o := range t.objs {
 		if o.client == client {
 			delete(t.objs, h)
+			t.traceEvent(Step{Event: "flush", Handle: h})
 		}
 	}
 	for h, s := range t.sessions {
 		if s.client == client {
 			t.dropSession(h)
+			t.traceEvent(Step{Event: "flush", Handle: h})
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 )
 
@@ -162,8 +163,8 @@ func (d *decoder) nested(f func(*decoder)) {
 // public shows a public area with the key masked.
 func (d *decoder) public() {
 	d.nested(func(d *decoder) {
-		typ := d.u16()
-		d.say("public %04x %04x %08x %x", typ, d.u16(), d.u32(), d.b2())
+		typ, nameAlg := d.u16(), d.u16()
+		d.say("public %04x %04x %08x %x", typ, nameAlg, d.u32(), d.b2())
 		switch typ {
 		case 0x23: // the two coordinates are at the end
 			tail := d.b[len(d.b)-2*(2+curveSize(d.b)):]
@@ -174,7 +175,7 @@ func (d *decoder) public() {
 			d.say("%x", d.take(len(d.b)-2-256))
 			d.say("n[%d]", len(d.b2()))
 		default:
-			params := len(d.b) - 2 - 32
+			params := len(d.b) - 2 - hashID(tpm2.TPMAlgID(nameAlg)).Size()
 			if params < 0 {
 				params = 0
 			}

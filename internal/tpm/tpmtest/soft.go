@@ -22,7 +22,11 @@ func (m *Maker) newSoft(ctx context.Context) (*TPM, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	soft, err := softtpm.New(softtpm.Config{Maker: m.soft})
+	trace, err := record()
+	if err != nil {
+		return nil, err
+	}
+	soft, err := softtpm.New(softtpm.Config{Maker: m.soft, Trace: trace})
 	if err != nil {
 		return nil, err
 	}
