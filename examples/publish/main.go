@@ -7,12 +7,17 @@
 //	publish rollout -repo R -channel stable -name os-2.0 -wave 2026-11-23T08:00:00Z=100 -wave 2026-11-24T08:00:00Z=1000 -key …
 //	publish assign -repo CITY -node lamp-17 -images R -release stable/os-2.0 -key …
 //	publish role -repo R -name timestamp -keys new.pem.pub -key …
+//	publish delegate -repo R -name maker -keys m.pem.pub -path 'modules/*' -key …
+//	publish target -repo R -role maker -name modules/camera -file fw.bin -key m.pem -key o.pem
 //	publish refresh -repo R -key o.pem                 sign snapshot and timestamp anew
 //	publish check -repo R [-json]                      what expires, what one lost key ends, what is missing
 //	publish export -repo R -out stick.tar [PREFIX …]   for a USB stick
 //	publish root -repo R -out root.json                what nodes embed
 //
-// Ceremonies: -propose makes release, rollout, assign and role wait as a draft.
+// A part gets a block index with -index NAME, and patches with -patch-from
+// NAME=OLDFILE: nodes then fetch what they do not have.
+//
+// Ceremonies: -propose makes every edit wait as a draft.
 //
 //	publish payload -repo R -role targets -out p       carry p to the machine with the key
 //	publish sign -key t.pem -in p -out s               there, with no repository in reach
@@ -74,6 +79,8 @@ func commands() map[string]command {
 		"rollout":       {"say who may install a release", rollout},
 		"assign":        {"say what one node installs (director)", assign},
 		"role":          {"replace the keys of a role", setRole},
+		"delegate":      {"give another party a share of the target names", delegate},
+		"target":        {"add a target that is no release", target},
 		"refresh":       {"sign snapshot and timestamp anew", refresh},
 		"check":         {"look for what will go wrong", check},
 		"export":        {"write a tar archive for a USB stick", export},

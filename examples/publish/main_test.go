@@ -77,7 +77,43 @@ func TestFromKeyToNode(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "os-2.0", sel.Release().Name)
 
-	for _, bad := range [][]string{{}, {"frobnicate"}, {"release", "-x"}, {"release"}, {"rollout", "-wave", "x"}, {"sign"}, {"check"}, {"export", "-repo", "x"}} {
+	// A maker's share, and a share of that share.
+	require.NoError(t, os.WriteFile(f("fw"), []byte("firmware"), 0o600))
+	publish(0, "key", "-out", f("m"))
+	publish(0, "delegate", "-repo", f("repo"), "-name", "maker", "-keys", f("m.pub"), "-path", "modules/*", "-key", f("t"), "-key", f("o"), "-key", f("o2"), "-key", f("m"))
+	publish(0, "delegate", "-repo", f("repo"), "-from", "maker", "-name", "camera", "-keys", f("o2.pub"), "-path", "modules/cam*", "-key", f("m"), "-key", f("o"), "-key", f("o2"))
+	publish(1, "target", "-repo", f("repo"), "-role", "camera", "-name", "modules/radio", "-file", f("fw"), "-key", f("o"), "-key", f("o2"))
+	publish(0, "target", "-repo", f("repo"), "-role", "camera", "-name", "modules/camera", "-file", f("fw"), "-key", f("o"), "-key", f("o2"))
+	_, err = c.Refresh(t.Context())
+	require.NoError(t, err)
+	fw, err := c.Target(t.Context(), "modules/camera")
+	require.NoError(t, err)
+	assert.EqualValues(t, 8, fw.Length())
+	publish(0, "delegate", "-repo", f("repo"), "-name", "maker", "-revoke", "-key", f("t"), "-key", f("o"), "-key", f("o2"))
+	_, err = c.Refresh(t.Context())
+	require.NoError(t, err)
+	_, err = c.Target(t.Context(), "modules/camera")
+	require.ErrorIs(t, err, update.ErrNotInRepository)
+
+	// Aids.
+	require.NoError(t, os.WriteFile(f("img3"), append(bytes.Repeat([]byte("x"), 100_000), "image"...), 0o600))
+	rel3 := []string{"release", "-repo", f("repo"), "-name", "os-3.0", "-version", "3.0", "-hardware", "lamp-2", "-part", "rootfs=" + f("img3"), "-key", f("o"), "-key", f("o2"), "-key", f("t")}
+	publish(2, append(rel3, "-index", "kernel")...)
+	publish(2, append(rel3, "-patch-from", "rootfs")...)
+	publish(1, append(rel3, "-patch-from", "rootfs="+f("nowhere"))...)
+	publish(0, append(rel3, "-index", "rootfs", "-patch-from", "rootfs="+f("img"))...)
+	publish(0, "rollout", "-repo", f("repo"), "-name", "os-3.0", "-wave", "now=1000", "-key", f("o"), "-key", f("o2"), "-key", f("t"))
+	alone, err := update.NewClient(update.ClientConfig{Root: embedded, Dir: f("tuf2"), Images: update.FSSource(os.DirFS(f("repo"))), Floors: update.FileFloors(f("floors2"))})
+	require.NoError(t, err)
+	_, err = alone.Refresh(t.Context())
+	require.NoError(t, err)
+	sel, err = alone.Select(t.Context(), update.Node{ID: "lamp-17", Hardware: "lamp-2", Channel: "stable", Version: "2.0"})
+	require.NoError(t, err)
+	require.Equal(t, "os-3.0", sel.Release().Name)
+	assert.NotNil(t, sel.Release().Parts[0].Index)
+	assert.Len(t, sel.Release().Parts[0].Patches, 1)
+
+	for _, bad := range [][]string{{}, {"frobnicate"}, {"delegate"}, {"delegate", "-name", "x"}, {"target"}, {"release", "-x"}, {"release"}, {"rollout", "-wave", "x"}, {"sign"}, {"check"}, {"export", "-repo", "x"}} {
 		publish(2, bad...)
 		assert.NotEmpty(t, errw.String())
 	}

@@ -61,7 +61,7 @@ func release(ctx context.Context, a *app, args []string) error {
 	a.onRepo()
 	a.mayPropose()
 	var rel manifest.Release
-	var hardware, tenants, parts, opaque, downgrade list
+	var hardware, tenants, parts, opaque, downgrade, index, patches list
 	a.fl.StringVar(&rel.Channel, "channel", "stable", "stream of releases")
 	a.fl.StringVar(&rel.Name, "name", "", "name, unique in the channel")
 	a.fl.StringVar(&rel.Version, "version", "", "one to four numbers with dots")
@@ -73,6 +73,8 @@ func release(ctx context.Context, a *app, args []string) error {
 	a.fl.Var(&tenants, "tenant", "tenant; may be repeated; none means all")
 	a.fl.Var(&downgrade, "downgrade-from", "higher version whose nodes may go down to this; may be repeated")
 	a.fl.Var(&parts, "part", "NAME=FILE written to the slot; may be repeated")
+	a.fl.Var(&index, "index", "part that gets a block index, for images that are not compressed; may be repeated")
+	a.fl.Var(&patches, "patch-from", "NAME=OLDFILE: part that gets a patch from an older content; may be repeated")
 	a.fl.Var(&opaque, "opaque", "NAME=FILE handed to the node's preflight; may be repeated")
 	if err := a.parse(args, 0); err != nil {
 		return err
@@ -83,6 +85,11 @@ func release(ctx context.Context, a *app, args []string) error {
 	}
 	contents, done, err := a.contents(parts, opaque)
 	defer done()
+	if err != nil {
+		return err
+	}
+	doneOld, err := aids(contents, index, patches)
+	defer doneOld()
 	if err != nil {
 		return err
 	}
@@ -110,6 +117,53 @@ func (a *app) contents(parts, opaque []string) (out []repository.Content, done f
 		out = append(out, repository.Content{Name: name, Reader: a.watched(f, name), Opaque: i >= len(parts)})
 	}
 	return out, done, nil
+}
+
+// aids marks the parts that get a block index, and opens the older contents
+// that patches start from.
+func aids(contents []repository.Content, index, patches []string) (done func(), err error) {
+	var files []*os.File
+	done = func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}
+	part := func(name string) (*repository.Content, error) {
+		for i := range contents {
+			if contents[i].Name == name && !contents[i].Opaque {
+				return &contents[i], nil
+			}
+		}
+		return nil, usage("no -part is called %q", name)
+	}
+	for _, name := range index {
+		c, err := part(name)
+		if err != nil {
+			return done, err
+		}
+		c.Index = true
+	}
+	for _, pair := range patches {
+		name, file, ok := strings.Cut(pair, "=")
+		if !ok {
+			return done, usage("%q: want NAME=OLDFILE", pair)
+		}
+		c, err := part(name)
+		if err != nil {
+			return done, err
+		}
+		f, err := os.Open(file)
+		if err != nil {
+			return done, err
+		}
+		files = append(files, f)
+		size, err := f.Seek(0, io.SeekEnd) // a block device has a size too
+		if err != nil {
+			return done, err
+		}
+		c.PatchFrom = append(c.PatchFrom, io.NewSectionReader(f, 0, size))
+	}
+	return done, nil
 }
 
 // watched shows a progress bar while a file is read, on a terminal.
@@ -207,6 +261,63 @@ func setRole(ctx context.Context, a *app, args []string) error {
 		return err
 	}
 	return a.edit(ctx, func(tx *repository.Tx) error { return tx.SetRole(*name, r) })
+}
+
+func delegate(ctx context.Context, a *app, args []string) error {
+	a.onRepo()
+	a.mayPropose()
+	var d repository.Delegation
+	var paths list
+	a.fl.StringVar(&d.From, "from", "", "role that delegates; empty for targets")
+	a.fl.StringVar(&d.Name, "name", "", "delegated role")
+	a.fl.BoolVar(&d.Terminating, "terminating", false, "end the search for a target in this role")
+	a.fl.Var(&paths, "path", "pattern of target names, segment by segment; may be repeated")
+	keys := a.fl.String("keys", "", "public keys, comma-separated")
+	threshold := a.fl.Int("threshold", 0, "how many must sign")
+	revoke := a.fl.Bool("revoke", false, "take the delegation away")
+	if err := a.parse(args, 0); err != nil {
+		return err
+	}
+	if d.Name == "" {
+		return usage("-name is missing")
+	}
+	if *revoke {
+		return a.edit(ctx, func(tx *repository.Tx) error { return tx.RevokeDelegation(d.Name) })
+	}
+	if len(paths) == 0 {
+		return usage("no -path given")
+	}
+	var err error
+	if d.Role, err = role(*keys, *threshold); err != nil {
+		return err
+	}
+	d.Paths = paths
+	return a.edit(ctx, func(tx *repository.Tx) error { return tx.Delegate(d) })
+}
+
+func target(ctx context.Context, a *app, args []string) error {
+	a.onRepo()
+	a.mayPropose()
+	in := a.fl.String("role", "", "delegated role that lists it; empty for targets")
+	name := a.fl.String("name", "", "target name")
+	file := a.fl.String("file", "", "its content")
+	if err := a.parse(args, 0); err != nil {
+		return err
+	}
+	if *name == "" || *file == "" {
+		return usage("-name and -file are needed")
+	}
+	f, err := os.Open(*file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return a.edit(ctx, func(tx *repository.Tx) error {
+		if *in == "" {
+			return tx.AddTarget(*name, a.watched(f, *name), nil)
+		}
+		return tx.AddDelegatedTarget(*in, *name, repository.Content{Reader: a.watched(f, *name)})
+	})
 }
 
 func refresh(ctx context.Context, a *app, args []string) error {

@@ -108,7 +108,7 @@ func (r *Repository) loadDraft(ctx context.Context) (*prepared, error) {
 			return nil, invalid("draft of role "+role, err)
 		}
 	}
-	return p, nil
+	return p, p.load(ctx, r)
 }
 
 // Waiting says which roles of the draft wait for whose signatures.
@@ -151,17 +151,8 @@ func (p *prepared) threshold(r *Repository, role string) int {
 	if t := p.newRoot(r).Signed.Roles[role]; t != nil {
 		return t.Threshold
 	}
-	if d := p.newTop(r).Signed.Delegations; d != nil {
-		if d.SuccinctRoles != nil {
-			return d.SuccinctRoles.Threshold
-		}
-		for _, dr := range d.Roles {
-			if dr.Name == role {
-				return dr.Threshold
-			}
-		}
-	}
-	return 0
+	_, threshold := delegation(p.delegator(r, role), role)
+	return threshold
 }
 
 func (p *prepared) signatures(role string) *[]metadata.Signature {

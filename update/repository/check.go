@@ -73,19 +73,22 @@ func (r *Repository) Check(ctx context.Context) ([]Problem, error) {
 // allRoles loads every targets role and lists them, the top first.
 func (r *Repository) allRoles(ctx context.Context) ([]string, error) {
 	roles := []string{metadata.TARGETS}
-	d := r.targets[metadata.TARGETS].Signed.Delegations
-	if d == nil {
-		return roles, nil
-	}
-	if d.SuccinctRoles != nil {
-		roles = append(roles, d.SuccinctRoles.GetRoles()...)
-	}
-	for _, dr := range d.Roles {
-		roles = append(roles, dr.Name)
-	}
-	for _, name := range roles[1:] {
-		if _, err := r.delegated(ctx, name); err != nil {
+	for i := 0; i < len(roles); i++ {
+		m, err := r.delegated(ctx, roles[i])
+		if err != nil {
 			return nil, err
+		}
+		d := m.Signed.Delegations
+		if d == nil {
+			continue
+		}
+		if d.SuccinctRoles != nil {
+			roles = append(roles, d.SuccinctRoles.GetRoles()...)
+		}
+		for _, dr := range d.Roles {
+			if !slices.Contains(roles, dr.Name) {
+				roles = append(roles, dr.Name)
+			}
 		}
 	}
 	return roles, nil

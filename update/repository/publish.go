@@ -92,16 +92,56 @@ func (p *prepared) keyIDs(r *Repository, role string) []string {
 	if top := root.Signed.Roles[role]; top != nil {
 		return top.KeyIDs
 	}
-	d := p.newTop(r).Signed.Delegations
-	if d == nil {
+	ids, _ := delegation(p.delegator(r, role), role)
+	return ids
+}
+
+// delegator is the role that delegates to another after the edit; nil when none
+// does. The roles on the way are loaded.
+func (p *prepared) delegator(r *Repository, role string) *metadata.Metadata[metadata.TargetsType] {
+	look := func(name string) *metadata.Metadata[metadata.TargetsType] {
+		if m := p.targets[name]; m != nil {
+			return m
+		}
+		return r.targets[name]
+	}
+	by, err := delegatorOf(role, func(name string) (*metadata.TargetsType, error) {
+		if m := look(name); m != nil {
+			return &m.Signed, nil
+		}
+		return nil, nil
+	})
+	if err != nil || by == "" {
 		return nil
 	}
+	return look(by)
+}
+
+// delegation returns whose signatures count for a delegated role, and how many.
+func delegation(by *metadata.Metadata[metadata.TargetsType], role string) (ids []string, threshold int) {
+	if by == nil {
+		return nil, 0
+	}
+	d := by.Signed.Delegations
 	if d.SuccinctRoles != nil {
-		return d.SuccinctRoles.KeyIDs
+		return d.SuccinctRoles.KeyIDs, d.SuccinctRoles.Threshold
 	}
 	for _, dr := range d.Roles {
 		if dr.Name == role {
-			return dr.KeyIDs
+			return dr.KeyIDs, dr.Threshold
+		}
+	}
+	return nil, 0
+}
+
+// load loads the changed roles as they were, and the roles on the way to them.
+func (p *prepared) load(ctx context.Context, r *Repository) error {
+	for role := range p.targets {
+		if r.snapshot.Signed.Meta[role+".json"] == nil || p.delegator(r, role) != nil {
+			continue
+		}
+		if _, err := r.delegated(ctx, role); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -173,7 +213,11 @@ func (p *prepared) verify(r *Repository) error {
 		if role == metadata.TARGETS {
 			continue
 		}
-		if err := verify(top, role, m); err != nil {
+		by := p.delegator(r, role)
+		if by == nil {
+			return fmt.Errorf("repository: no role delegates to %q", role)
+		}
+		if err := verify(by, role, m); err != nil {
 			return thresholdError(role, err)
 		}
 	}

@@ -240,7 +240,39 @@ func (r *Repository) pinned(ctx context.Context, role string, pin *metadata.Meta
 	return data, nil
 }
 
-// delegated loads a role that the top-level targets role delegates to.
+// delegatorOf walks the delegations from the top-level targets role and returns
+// which role delegates to another, empty when none does. look returns a role as
+// it stands, nil for one to pass over.
+func delegatorOf(role string, look func(name string) (*metadata.TargetsType, error)) (string, error) {
+	todo, seen := []string{metadata.TARGETS}, map[string]bool{}
+	for len(todo) > 0 {
+		name := todo[0]
+		todo = todo[1:]
+		if seen[name] {
+			continue
+		}
+		seen[name] = true
+		t, err := look(name)
+		if err != nil {
+			return "", err
+		}
+		if t == nil || t.Delegations == nil {
+			continue
+		}
+		if s := t.Delegations.SuccinctRoles; s != nil && s.IsDelegatedRole(role) {
+			return name, nil
+		}
+		for _, r := range t.Delegations.Roles {
+			if r.Name == role {
+				return name, nil
+			}
+			todo = append(todo, r.Name)
+		}
+	}
+	return "", nil
+}
+
+// delegated loads a role that is delegated to, with the roles on the way to it.
 func (r *Repository) delegated(ctx context.Context, role string) (*metadata.Metadata[metadata.TargetsType], error) {
 	if m := r.targets[role]; m != nil {
 		return m, nil
@@ -249,13 +281,29 @@ func (r *Repository) delegated(ctx context.Context, role string) (*metadata.Meta
 	if pin == nil {
 		return nil, fmt.Errorf("repository: no role %q", role)
 	}
+	by, err := delegatorOf(role, func(name string) (*metadata.TargetsType, error) {
+		if name == role {
+			return nil, nil // it does not delegate to itself
+		}
+		m, err := r.delegated(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		return &m.Signed, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if by == "" {
+		return nil, fmt.Errorf("repository: no role delegates to %q", role)
+	}
 	data, err := r.pinned(ctx, role, pin)
 	if err != nil {
 		return nil, err
 	}
 	m, err := tufmeta.Decode[metadata.TargetsType](data)
 	if err == nil {
-		err = verify(r.targets[metadata.TARGETS], role, m)
+		err = verify(r.targets[by], role, m)
 	}
 	if err != nil {
 		return nil, invalid(role, err)

@@ -101,6 +101,10 @@ func (tx *Tx) makeBins(bits int, role Role) error {
 
 // Delegation gives another party a share of the target names.
 type Delegation struct {
+	// From is the role that delegates; empty means the top-level targets
+	// role. A delegated role delegates no more than what it may list itself:
+	// clients look for a target only where every role on the way covers it.
+	From string
 	// Name is the delegated role's name: letters, digits, '.', '_', '-', so
 	// that it is the same in files and URLs whoever reads them.
 	Name string
@@ -112,10 +116,11 @@ type Delegation struct {
 	Terminating bool
 }
 
-// Delegate adds or replaces a delegation of the top-level targets role, with
-// an empty role behind it that signers of the delegation must sign. It can't
-// be combined with bins.
+// Delegate adds or replaces a delegation, with an empty role behind it that
+// signers of the delegation must sign; the delegating role is signed anew. It
+// can't be combined with bins. A role has one delegator.
 func (tx *Tx) Delegate(d Delegation) error {
+	from := or(d.From, metadata.TARGETS)
 	if err := tufmeta.CheckRoleName(d.Name); err != nil {
 		return fmt.Errorf("repository: %w", err)
 	}
@@ -129,7 +134,17 @@ func (tx *Tx) Delegate(d Delegation) error {
 	if len(d.Paths) == 0 {
 		return fmt.Errorf("repository: delegation %s has no paths", d.Name)
 	}
-	t := tx.touch(metadata.TARGETS)
+	by, err := tx.delegator(d.Name)
+	if err != nil {
+		return err
+	}
+	if by != "" && by != from {
+		return fmt.Errorf("repository: role %s is delegated by %s already: revoke that first", d.Name, by)
+	}
+	t, err := tx.edit(from)
+	if err != nil {
+		return err
+	}
 	if t.Delegations == nil {
 		t.Delegations = &metadata.Delegations{Keys: map[string]*metadata.Key{}, Roles: []metadata.DelegatedRole{}}
 	}
@@ -142,13 +157,9 @@ func (tx *Tx) Delegate(d Delegation) error {
 	role := metadata.DelegatedRole{Name: d.Name, KeyIDs: ids, Threshold: or(d.Role.Threshold, 1), Terminating: d.Terminating, Paths: d.Paths}
 	if i := slices.IndexFunc(t.Delegations.Roles, func(r metadata.DelegatedRole) bool { return r.Name == d.Name }); i >= 0 {
 		t.Delegations.Roles[i] = role
-		if tx.targets[d.Name] == nil {
-			if _, err := tx.repo.delegated(tx.ctx, d.Name); err != nil {
-				return err
-			}
-			tx.touch(d.Name)
-		}
-		return nil
+		dropUnusedDelegationKeys(t)
+		_, err := tx.edit(d.Name)
+		return err
 	}
 	t.Delegations.Roles = append(t.Delegations.Roles, role)
 	empty := metadata.Targets().Signed
@@ -157,46 +168,81 @@ func (tx *Tx) Delegate(d Delegation) error {
 	return nil
 }
 
-// RevokeDelegation takes a delegation away: what it lists is no longer trusted.
-// Its entry stays in the snapshot, which clients do not let shrink.
-func (tx *Tx) RevokeDelegation(name string) error {
-	t := tx.touch(metadata.TARGETS)
-	if t.Delegations == nil {
-		return fmt.Errorf("repository: no delegation %q", name)
+// edit returns a role that this transaction may change, loading it if need be.
+func (tx *Tx) edit(role string) (*metadata.TargetsType, error) {
+	if tx.targets[role] == nil {
+		if _, err := tx.repo.delegated(tx.ctx, role); err != nil {
+			return nil, err
+		}
 	}
-	i := slices.IndexFunc(t.Delegations.Roles, func(r metadata.DelegatedRole) bool { return r.Name == name })
-	if i < 0 {
-		return fmt.Errorf("repository: no delegation %q", name)
-	}
-	t.Delegations.Roles = slices.Delete(t.Delegations.Roles, i, i+1)
+	return tx.touch(role), nil
+}
+
+// delegator returns which role delegates to another in this transaction; empty
+// when none does.
+func (tx *Tx) delegator(role string) (string, error) {
+	return delegatorOf(role, func(name string) (*metadata.TargetsType, error) {
+		if t := tx.targets[name]; t != nil {
+			return t, nil
+		}
+		m, err := tx.repo.delegated(tx.ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		return &m.Signed, nil
+	})
+}
+
+func dropUnusedDelegationKeys(t *metadata.TargetsType) {
 	for id := range t.Delegations.Keys {
 		if !slices.ContainsFunc(t.Delegations.Roles, func(r metadata.DelegatedRole) bool { return slices.Contains(r.KeyIDs, id) }) {
 			delete(t.Delegations.Keys, id)
 		}
 	}
+}
+
+// RevokeDelegation takes a delegation away: what it lists is no longer trusted.
+// Its entry stays in the snapshot, which clients do not let shrink.
+func (tx *Tx) RevokeDelegation(name string) error {
+	from, err := tx.delegator(name)
+	if err != nil {
+		return err
+	}
+	if from == "" {
+		return fmt.Errorf("repository: no delegation %q", name)
+	}
+	t, err := tx.edit(from)
+	if err != nil {
+		return err
+	}
+	t.Delegations.Roles = slices.DeleteFunc(t.Delegations.Roles, func(r metadata.DelegatedRole) bool { return r.Name == name })
+	dropUnusedDelegationKeys(t)
 	delete(tx.targets, name)
+	delete(tx.changed, name)
 	return nil
 }
 
-// AddDelegatedTarget adds a target to a delegated role.
+// AddDelegatedTarget adds a target to a delegated role. Every delegation on the
+// way to it must cover the target's name.
 func (tx *Tx) AddDelegatedTarget(role, name string, c Content) error {
-	i := -1
-	if d := tx.top().Delegations; d != nil {
-		i = slices.IndexFunc(d.Roles, func(r metadata.DelegatedRole) bool { return r.Name == role })
-	}
-	if i < 0 {
-		return fmt.Errorf("repository: no delegation %q", role)
-	}
-	if !tufmeta.Delegated(&tx.top().Delegations.Roles[i], name) {
-		return fmt.Errorf("repository: role %s may not list %q", role, name)
-	}
-	_, err := tx.add(name, c.Reader, nil, func(string) (*metadata.TargetsType, error) {
-		if tx.targets[role] == nil {
-			if _, err := tx.repo.delegated(tx.ctx, role); err != nil {
-				return nil, err
-			}
+	for at := role; at != metadata.TARGETS; {
+		from, err := tx.delegator(at)
+		if err != nil {
+			return err
 		}
-		return tx.touch(role), nil
-	})
+		if from == "" {
+			return fmt.Errorf("repository: no delegation %q", role)
+		}
+		t := tx.targets[from]
+		if t == nil {
+			t = &tx.repo.targets[from].Signed
+		}
+		i := slices.IndexFunc(t.Delegations.Roles, func(r metadata.DelegatedRole) bool { return r.Name == at })
+		if !tufmeta.Delegated(&t.Delegations.Roles[i], name) {
+			return fmt.Errorf("repository: role %s may not list %q", at, name)
+		}
+		at = from
+	}
+	_, err := tx.add(name, c.Reader, nil, func(string) (*metadata.TargetsType, error) { return tx.edit(role) })
 	return err
 }
