@@ -34,6 +34,12 @@ type ClientConfig struct {
 	// of the clock, BuildTime and the time floor.
 	Now       func() time.Time
 	BuildTime time.Time
+	// OfflineGrace is how long after their expiry timestamp and snapshot are
+	// still accepted: a policy for nodes that are updated from a stick which
+	// lay in a drawer. The root must allow it (repository.Config.OfflineGrace)
+	// and caps it; zero means not at all. Everything else expires as ever.
+	// While it lasts, who withholds newer sticks holds the node back.
+	OfflineGrace time.Duration
 	// Limits bound what a repository may cost; zero fields take defaults.
 	Limits Limits
 	// Logger receives security events; nil means none.
@@ -68,6 +74,8 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		return nil, errors.New("update: ClientConfig.Floors is nil: use TPMFloors, or FileFloors where there is no TPM")
 	case (cfg.Director == nil) != (len(cfg.DirectorRoot) == 0):
 		return nil, errors.New("update: ClientConfig.Director and DirectorRoot go together")
+	case cfg.OfflineGrace < 0:
+		return nil, errors.New("update: ClientConfig.OfflineGrace is negative")
 	}
 	cfg.Limits = cfg.Limits.withDefaults()
 	if cfg.Now == nil {
@@ -77,12 +85,12 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{cfg: cfg, lock: make(chan struct{}, 1)}
-	c.images = &repo{name: "images", root: cfg.Root, dir: cfg.Dir, src: cfg.Images, limits: cfg.Limits, log: cfg.Logger}
+	c.images = &repo{name: "images", root: cfg.Root, dir: cfg.Dir, src: cfg.Images, limits: cfg.Limits, log: cfg.Logger, grace: cfg.OfflineGrace}
 	if _, err := c.images.openRoot(); err != nil {
 		return nil, err
 	}
 	if cfg.Director != nil {
-		c.director = &repo{name: "director", root: cfg.DirectorRoot, dir: filepath.Join(cfg.Dir, "director"), src: cfg.Director, limits: cfg.Limits, log: cfg.Logger}
+		c.director = &repo{name: "director", root: cfg.DirectorRoot, dir: filepath.Join(cfg.Dir, "director"), src: cfg.Director, limits: cfg.Limits, log: cfg.Logger, grace: cfg.OfflineGrace}
 		if _, err := c.director.openRoot(); err != nil {
 			return nil, err
 		}
@@ -133,6 +141,9 @@ type Status struct {
 	// Time is the effective time, ClockBehind whether the clock was behind it.
 	Time        time.Time
 	ClockBehind bool
+	// Stale says that timestamp or snapshot had expired and OfflineGrace let
+	// them through.
+	Stale bool
 	// Floors are the floors in force, Guard what guards them ("tpm", "software").
 	Floors Floors
 	Guard  string
@@ -183,6 +194,10 @@ func (c *Client) refresh(ctx context.Context) (Status, error) {
 		Time: now, ClockBehind: clock.Before(now), Floors: floors, Guard: c.cfg.Floors.Kind(),
 		Expires: trust.Root.Signed.Expires,
 	}
+	st.Stale = trust.stale(now) || directed != nil && directed.stale(now)
+	if st.Stale {
+		c.cfg.Logger.WarnContext(ctx, "expired metadata accepted offline", "event", "update.offline.stale")
+	}
 	for _, e := range []time.Time{trust.Timestamp.Signed.Expires, trust.Snapshot.Signed.Expires, trust.Targets[metadata.TARGETS].Signed.Expires} {
 		if e.Before(st.Expires) {
 			st.Expires = e
@@ -218,11 +233,14 @@ func (c *Client) current() (*trusted, time.Time, error) {
 			metadata.TIMESTAMP: t.Timestamp.Signed.Expires, metadata.SNAPSHOT: t.Snapshot.Signed.Expires,
 			metadata.TARGETS: t.Targets[metadata.TARGETS].Signed.Expires, metadata.ROOT: t.Root.Signed.Expires,
 		} {
+			if role == metadata.TIMESTAMP || role == metadata.SNAPSHOT {
+				expires = expires.Add(t.grace)
+			}
 			if now.After(expires) {
 				return nil, now, t.repo.expired(role, expires, now)
 			}
 		}
-		t.RefTime = now
+		t.RefTime = now.Add(-t.grace)
 	}
 	return c.trust, now, nil
 }

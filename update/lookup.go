@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
@@ -30,10 +31,14 @@ func (t *trusted) role(ctx context.Context, role, delegator string) (*metadata.M
 		}
 		return tufmeta.Guard(func() error {
 			m, err := t.UpdateDelegatedTargets(data, role, delegator)
-			if err == nil {
-				t.verified[pair] = m
+			if err != nil {
+				return err
 			}
-			return err
+			if m.Signed.IsExpired(t.now()) { // these have no grace
+				return &metadata.ErrExpiredMetadata{Msg: "expired on " + m.Signed.Expires.UTC().Format(time.RFC3339)}
+			}
+			t.verified[pair] = m
+			return nil
 		})
 	}
 	if data := t.repo.cached(role); data != nil {

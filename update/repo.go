@@ -26,6 +26,7 @@ type repo struct {
 	src    Source
 	limits Limits
 	log    *slog.Logger
+	grace  time.Duration // ClientConfig.OfflineGrace
 }
 
 // trusted is the state after one successful refresh. It is immutable but for
@@ -34,6 +35,16 @@ type trusted struct {
 	*trustedmetadata.TrustedMetadata
 	repo     *repo
 	verified map[[2]string]*metadata.Metadata[metadata.TargetsType] // by delegator and role
+	// grace is how long timestamp and snapshot outlive their expiry. RefTime
+	// lies by as much in the past; what has no grace is compared with now.
+	grace time.Duration
+}
+
+func (t *trusted) now() time.Time { return t.RefTime.Add(t.grace) }
+
+// stale says that the grace was needed.
+func (t *trusted) stale(now time.Time) bool {
+	return now.After(t.Timestamp.Signed.Expires) || now.After(t.Snapshot.Signed.Expires)
 }
 
 // refresh runs the client workflow of the TUF specification, section 5.
@@ -50,13 +61,15 @@ func (r *repo) refresh(ctx context.Context, now time.Time, floor RepositoryFloor
 		return nil, err
 	}
 	floor = floor.forRoot(&t.Root.Signed)
+	grace := min(r.grace, tufmeta.OfflineGrace(&t.Root.Signed))
+	t.RefTime = now.Add(-grace)
 	if err := r.updateTimestamp(ctx, t, floor); err != nil {
 		return nil, err
 	}
 	if err := r.updateSnapshot(ctx, t, floor); err != nil {
 		return nil, err
 	}
-	tr := &trusted{TrustedMetadata: t, repo: r, verified: map[[2]string]*metadata.Metadata[metadata.TargetsType]{}}
+	tr := &trusted{TrustedMetadata: t, repo: r, verified: map[[2]string]*metadata.Metadata[metadata.TargetsType]{}, grace: grace}
 	if _, err := tr.role(ctx, metadata.TARGETS, metadata.ROOT); err != nil {
 		return nil, err
 	}

@@ -28,6 +28,7 @@ func initRepo(ctx context.Context, a *app, args []string) error {
 	targetsThreshold := a.fl.Int("targets-threshold", 0, "how many targets keys must sign")
 	online := a.fl.String("online", "", "public key of snapshot, timestamp and bins")
 	bins := a.fl.Int("bins", 0, "spread targets over 2^N bins; 0 for none")
+	grace := a.fl.Duration("offline-grace", 0, "how long a stick whose timestamp has expired may still be used, where the node's policy says so too")
 	if err := a.parse(args, 0); err != nil {
 		return err
 	}
@@ -35,7 +36,7 @@ func initRepo(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	cfg := repository.Config{Bins: *bins}
+	cfg := repository.Config{Bins: *bins, OfflineGrace: *grace}
 	if cfg.Root, err = role(*rootKeys, *threshold); err != nil {
 		return err
 	}

@@ -36,6 +36,11 @@ type Config struct {
 	Bins int
 	// Bin says who signs the bins; required with Bins.
 	Bin Role
+	// OfflineGrace is for how long after their expiry timestamp and snapshot
+	// may be accepted by nodes that are updated from a stick and whose policy
+	// says so too (update.ClientConfig.OfflineGrace). The root keys sign it.
+	// Zero means not at all; at most five years.
+	OfflineGrace time.Duration
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -94,6 +99,11 @@ func Create(ctx context.Context, store Store, cfg Config, signers ...crypto.Sign
 	}
 	expiry[binPrefix] = int64(or(cfg.Bin.Expires, defaultExpiry(metadata.TARGETS)) / time.Second)
 	tx.root.UnrecognizedFields = map[string]any{expiryField: expiry}
+	if cfg.OfflineGrace != 0 {
+		if err := tx.SetOfflineGrace(cfg.OfflineGrace); err != nil {
+			return nil, err
+		}
+	}
 	tx.touch(metadata.TARGETS)
 	if cfg.Bins != 0 {
 		if err := tx.makeBins(cfg.Bins, cfg.Bin); err != nil {

@@ -2,7 +2,9 @@ package repository
 
 import (
 	"fmt"
+	"maps"
 	"slices"
+	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
@@ -75,6 +77,23 @@ func (tx *Tx) SetRole(name string, role Role) error {
 	if name == metadata.TARGETS {
 		tx.touch(metadata.TARGETS)
 	}
+	return nil
+}
+
+// SetOfflineGrace changes what Config.OfflineGrace said: a new root.
+func (tx *Tx) SetOfflineGrace(d time.Duration) error {
+	if d < 0 || d > tufmeta.MaxOfflineGrace {
+		return fmt.Errorf("repository: offline grace %v, want 0 to %v", d, tufmeta.MaxOfflineGrace)
+	}
+	fields := maps.Clone(tx.root.UnrecognizedFields)
+	if fields == nil {
+		fields = map[string]any{}
+	}
+	delete(fields, tufmeta.OfflineField)
+	if d > 0 {
+		fields[tufmeta.OfflineField] = int64(d / time.Second)
+	}
+	tx.root.UnrecognizedFields, tx.changed[metadata.ROOT] = fields, true
 	return nil
 }
 

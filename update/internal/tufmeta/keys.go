@@ -16,6 +16,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/secure-systems-lab/go-securesystemslib/cjson"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
@@ -118,4 +119,23 @@ func KeySet(root *metadata.RootType, role string) string {
 	}
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:8])
+}
+
+// OfflineField is where a root says for how many seconds timestamp and snapshot
+// outlive their expiry on nodes whose policy allows it.
+const OfflineField = "x-trusttree-offline"
+
+// MaxOfflineGrace bounds what a root may say there.
+const MaxOfflineGrace = 5 * 365 * 24 * time.Hour
+
+// OfflineGrace reads OfflineField; zero where there is none.
+func OfflineGrace(root *metadata.RootType) time.Duration {
+	var seconds int64
+	switch v := root.UnrecognizedFields[OfflineField].(type) {
+	case int64:
+		seconds = v
+	case float64:
+		seconds = int64(v)
+	}
+	return min(max(time.Duration(min(seconds, int64(MaxOfflineGrace/time.Second)))*time.Second, 0), MaxOfflineGrace)
 }
