@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trusttree/trusttree/attest"
+	"github.com/trusttree/trusttree/attest/internal/softnode"
 	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
 	"github.com/trusttree/trusttree/internal/tpm"
@@ -286,6 +287,40 @@ func TestZeroPoliciesDeny(t *testing.T) {
 	c.opinion = func(attest.Input) attest.Opinion { return attest.Opinion{} }
 	_, err = c.attest(n, session(t, n, key))
 	require.ErrorIs(t, err, attest.ErrNotAffirming)
+}
+
+// An opinion that affirms while one of its claims does not is none that
+// affirms, and a claim that nobody knows affirms nothing.
+func TestClaimsCountAsStatus(t *testing.T) {
+	c, m := softCloud(t)
+	n := softnode.NewNode(m)
+	_, err := softEnroll(c, n)
+	require.NoError(t, err)
+	for name, tt := range map[string]struct {
+		claims map[string]attest.Status
+		status attest.Status
+	}{
+		"affirmed":      {map[string]attest.Status{"executables": attest.StatusAffirming, "configuration": attest.StatusAffirming}, 0},
+		"warning":       {map[string]attest.Status{"executables": attest.StatusAffirming, "configuration": attest.StatusWarning}, attest.StatusWarning},
+		"refused":       {map[string]attest.Status{"hardware": attest.StatusContraindicated}, attest.StatusContraindicated},
+		"unknown name":  {map[string]attest.Status{"weather": attest.StatusAffirming}, attest.StatusContraindicated},
+		"unknown value": {map[string]attest.Status{"hardware": 7}, attest.StatusContraindicated},
+	} {
+		c.opinion = func(attest.Input) attest.Opinion {
+			return attest.Opinion{Status: attest.StatusAffirming, Claims: tt.claims}
+		}
+		r, err := softAttest(c, n)
+		if tt.status == 0 {
+			require.NoError(t, err, name)
+			assert.Equal(t, attest.StatusAffirming, r.Claims()["executables"])
+			assert.Equal(t, attest.StatusAffirming, r.Claims()["instance-identity"])
+			continue
+		}
+		require.ErrorIs(t, err, attest.ErrNotAffirming, name)
+		var a *attest.AppraisalError
+		require.ErrorAs(t, err, &a, name)
+		assert.Equal(t, tt.status, a.Status, name)
+	}
 }
 
 // Every reason is given, and a violated policy is told from broken evidence.

@@ -71,6 +71,7 @@ type AppraisalError struct {
 	Status  Status // the worst tier among the opinions, when not Broken
 	Reasons []Reason
 	causes  []error
+	claims  map[string]Status // affirmed while there are no causes
 }
 
 // Error implements error.

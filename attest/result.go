@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -18,6 +19,7 @@ type Result struct {
 	values          quote.Values
 	issued, expires time.Time
 	reasons         []Reason
+	claims          map[string]Status
 }
 
 // Device returns whose evidence it was.
@@ -41,3 +43,8 @@ func (r *Result) Values() quote.Values { return r.values }
 
 // Reasons returns what the appraisers noted beside affirming.
 func (r *Result) Reasons() []Reason { return slices.Clone(r.reasons) }
+
+// Claims returns the claims of the AR4SI trustworthiness vector that were
+// affirmed: "instance-identity", which every result has, and what the appraisers
+// said.
+func (r *Result) Claims() map[string]Status { return maps.Clone(r.claims) }

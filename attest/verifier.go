@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -22,10 +23,7 @@ import (
 const (
 	defaultResultTTL = 10 * time.Minute
 	maxResultTTL     = 24 * time.Hour
-	sweepPage        = 256 // devices read at a time
 )
-
-var errNothingToDo = errors.New("nothing to do")
 
 // VerifierConfig configures a Verifier. Every field without a default is
 // required.
@@ -62,6 +60,11 @@ type Appraiser func(ctx context.Context, in Input) Opinion
 type Opinion struct {
 	Status  Status
 	Reasons []Reason
+	// Claims are single claims of the AR4SI trustworthiness vector that this
+	// opinion is about, such as "configuration" or "executables", for the export
+	// of results. A claim that is not affirming speaks against the evidence as
+	// Status does, and so does one that AR4SI does not name.
+	Claims map[string]Status
 }
 
 // Input is what an appraiser may rely on: all of it is covered by a quote of
@@ -260,7 +263,7 @@ func (v *Verifier) appraise(ctx context.Context, s Session, e *Evidence) (*Resul
 	if err != nil {
 		return nil, err
 	}
-	return &Result{device: d.ID, purpose: s.Purpose, leafSPKI: s.LeafSPKI, values: values, issued: now, expires: deadline, reasons: verdict.Reasons}, nil
+	return &Result{device: d.ID, purpose: s.Purpose, leafSPKI: s.LeafSPKI, values: values, issued: now, expires: deadline, reasons: verdict.Reasons, claims: verdict.claims}, nil
 }
 
 // take uses a challenge up and checks that it was minted for this session.
@@ -305,7 +308,8 @@ func (v *Verifier) input(s Session, o *open, e *Evidence, values quote.Values, n
 
 // judge collects everything that speaks against evidence which is authentic.
 func (v *Verifier) judge(ctx context.Context, d registry.Device, in Input, values quote.Values, minted time.Time) *AppraisalError {
-	verdict := &AppraisalError{Status: StatusAffirming}
+	// The device is known and its attestation key's TPM proven.
+	verdict := &AppraisalError{Status: StatusAffirming, claims: map[string]Status{"instance-identity": StatusAffirming}}
 	if err := forward(d, in.Clock, minted); err != nil {
 		verdict.add("clock", err)
 	}
@@ -322,7 +326,9 @@ func (v *Verifier) judge(ctx context.Context, d registry.Device, in Input, value
 	var notes []Reason // of appraisers that affirm: no reason for a refusal
 	for i, a := range v.c.Appraisers {
 		o := a(ctx, in)
+		o.Status = worst(o)
 		if o.Status == StatusAffirming {
+			maps.Copy(verdict.claims, o.Claims)
 			notes = append(notes, o.Reasons...)
 		} else {
 			verdict.Reasons = append(verdict.Reasons, o.Reasons...)
@@ -337,6 +343,27 @@ func (v *Verifier) judge(ctx context.Context, d registry.Device, in Input, value
 		verdict.Reasons = notes
 	}
 	return verdict
+}
+
+// claimNames are the claims of the trustworthiness vector (draft-ietf-rats-ar4si).
+var claimNames = [...]string{
+	"instance-identity", "configuration", "executables", "file-system", "hardware", "runtime-opaque", "storage-opaque", "sourced-data",
+}
+
+// worst is an opinion's status with its claims taken into account: an opinion
+// does not affirm while a claim of its own says otherwise, or says nothing that
+// is known.
+func worst(o Opinion) Status {
+	status := o.Status
+	for name, s := range o.Claims {
+		switch {
+		case !slices.Contains(claimNames[:], name) || s != StatusAffirming && s != StatusWarning && s != StatusContraindicated:
+			status = max(status, StatusContraindicated)
+		case s != StatusAffirming && status != StatusNone:
+			status = max(status, s)
+		}
+	}
+	return status
 }
 
 // forward returns ErrRolledBack when a TPM's clock or counters are behind what
@@ -395,45 +422,5 @@ func (v *Verifier) refused(ctx context.Context, s Session, err error) {
 		return nil
 	}); err != nil && !errors.Is(err, ErrRevoked) {
 		v.c.Log.ErrorContext(ctx, "failed appraisal not noted", "event", "registry_error", "device", s.Device.String(), "error", err.Error())
-	}
-}
-
-// Sweep marks every device whose deadline has passed without a successful
-// appraisal as failing and returns them. Run it every few seconds, on one
-// instance or on all: each missed deadline is found once. Who must learn of
-// changes at once wraps the store in registry.Observe.
-func (v *Verifier) Sweep(ctx context.Context) (missed []registry.DeviceID, err error) {
-	now := v.c.Now()
-	overdue := func(d registry.Device) bool { return d.State == registry.Affirming && now.After(d.Deadline) }
-	var after registry.DeviceID
-	for {
-		page, err := v.c.Devices.List(ctx, after, sweepPage)
-		if err != nil {
-			return missed, fmt.Errorf("attest: sweep: %w", err)
-		}
-		for _, d := range page {
-			after = d.ID
-			if !overdue(d) {
-				continue
-			}
-			found := false
-			err := update(ctx, v.c.Devices, d.ID, func(d *registry.Device) error {
-				if found = overdue(*d); !found {
-					return errNothingToDo // it has attested, or another instance was faster
-				}
-				d.State, d.Reason = registry.Failing, "deadline missed: no evidence since "+d.Appraised.UTC().Format(time.RFC3339)
-				return nil
-			})
-			switch {
-			case err == nil:
-				missed = append(missed, d.ID)
-				v.c.Log.WarnContext(ctx, "deadline missed", "event", "deadline_missed", "device", d.ID.String(), "deadline", d.Deadline)
-			case !errors.Is(err, errNothingToDo):
-				return missed, err
-			}
-		}
-		if len(page) < sweepPage {
-			return missed, nil
-		}
 	}
 }

@@ -10,7 +10,8 @@
 // There are no tokens about refused evidence. A token outlives a revocation by
 // at most its validity; who must know at once asks the registry.
 //
-// The trustworthiness vector is not used: tiers of single claims are in the
-// reasons. Claims sets carry an eat_profile with a version; Verify reads the
+// The trustworthiness vector has the claims that the appraisers made, in AR4SI's
+// tiers. Wrap and Unwrap carry a token as a Conceptual Message (CMW,
+// draft-ietf-rats-msg-wrap) beside messages of other kinds. Claims sets carry an eat_profile with a version; Verify reads the
 // current one.
 package ear

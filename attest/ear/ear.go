@@ -25,6 +25,8 @@ const Profile = "tag:github.com,2026:trusttree/attest/ear#1"
 // MaxSize is the largest encoded claims set or token accepted, in bytes.
 const MaxSize = 64 << 10
 
+const maxReasons = 256 // in a token
+
 // submodule names the one attester of a claims set.
 const submodule = "node"
 
@@ -55,8 +57,29 @@ type claims struct {
 
 type appraisal struct {
 	Status uint8    `json:"ear.status" cbor:"1000,keyasint"`
+	Vector *vector  `json:"ear.trustworthiness-vector,omitempty" cbor:"1001,keyasint,omitempty"`
 	Policy string   `json:"ear.appraisal-policy-id" cbor:"1003,keyasint"` // the purpose
 	Notes  []reason `json:"trusttree.reasons,omitempty" cbor:"-70001,keyasint,omitempty"`
+}
+
+// vector is the trustworthiness vector (EAR draft, section 3.3; AR4SI, section
+// 2.3). A claim that nobody made is left out.
+type vector struct {
+	InstanceIdentity int8 `json:"instance-identity,omitempty" cbor:"0,keyasint,omitempty"`
+	Configuration    int8 `json:"configuration,omitempty" cbor:"1,keyasint,omitempty"`
+	Executables      int8 `json:"executables,omitempty" cbor:"2,keyasint,omitempty"`
+	FileSystem       int8 `json:"file-system,omitempty" cbor:"3,keyasint,omitempty"`
+	Hardware         int8 `json:"hardware,omitempty" cbor:"4,keyasint,omitempty"`
+	RuntimeOpaque    int8 `json:"runtime-opaque,omitempty" cbor:"5,keyasint,omitempty"`
+	StorageOpaque    int8 `json:"storage-opaque,omitempty" cbor:"6,keyasint,omitempty"`
+	SourcedData      int8 `json:"sourced-data,omitempty" cbor:"7,keyasint,omitempty"`
+}
+
+func (v *vector) fields() map[string]*int8 {
+	return map[string]*int8{
+		"instance-identity": &v.InstanceIdentity, "configuration": &v.Configuration, "executables": &v.Executables, "file-system": &v.FileSystem,
+		"hardware": &v.Hardware, "runtime-opaque": &v.RuntimeOpaque, "storage-opaque": &v.StorageOpaque, "sourced-data": &v.SourcedData,
+	}
 }
 
 type reason struct {
@@ -74,6 +97,13 @@ func claimsOf(r *attest.Result, v VerifierID) (claims, error) {
 	}
 	id, leaf := r.Device(), r.LeafSPKI()
 	a := appraisal{Status: uint8(attest.StatusAffirming), Policy: r.Purpose()}
+	if len(r.Reasons()) > maxReasons {
+		return claims{}, fmt.Errorf("ear: %d reasons, limit %d", len(r.Reasons()), maxReasons)
+	}
+	a.Vector = &vector{}
+	for name, at := range a.Vector.fields() {
+		*at = int8(r.Claims()[name])
+	}
 	for _, n := range r.Reasons() {
 		a.Notes = append(a.Notes, reason{n.Code, n.Detail})
 	}
@@ -123,7 +153,11 @@ func Sign(r *attest.Result, v VerifierID, key crypto.Signer) ([]byte, error) {
 	if err := m.Sign(rand.Reader, nil, signer); err != nil {
 		return nil, fmt.Errorf("ear: %w", err)
 	}
-	return m.MarshalCBOR()
+	token, err := m.MarshalCBOR()
+	if err == nil && len(token) > MaxSize {
+		return nil, fmt.Errorf("ear: token of %d bytes, limit %d: the appraisers say too much", len(token), MaxSize)
+	}
+	return token, err
 }
 
 func algorithmOf(key crypto.PublicKey) (cose.Algorithm, error) {
@@ -184,6 +218,8 @@ func Verify(token []byte, key crypto.PublicKey, now time.Time) (*Claims, error) 
 		return nil, fmt.Errorf("%w: claims are missing", ErrMalformed)
 	case a.Status != uint8(attest.StatusAffirming):
 		return nil, fmt.Errorf("%w: status %v is not one that this package signs", ErrMalformed, attest.Status(a.Status))
+	case a.Vector != nil && !a.Vector.affirming():
+		return nil, fmt.Errorf("%w: a claim of the trustworthiness vector is not affirming", ErrMalformed)
 	case now.Unix() >= c.Expires || now.Unix() < c.IssuedAt-60:
 		return nil, ErrExpired
 	}
@@ -215,4 +251,27 @@ func (c *Claims) Reasons() []attest.Reason {
 		list = append(list, attest.Reason{Code: n.Code, Detail: n.Detail})
 	}
 	return list
+}
+
+// Vector returns the claims of the AR4SI trustworthiness vector that were
+// affirmed, by name.
+func (c *Claims) Vector() map[string]attest.Status {
+	list := map[string]attest.Status{}
+	if v := c.c.Submods[submodule].Vector; v != nil {
+		for name, at := range v.fields() {
+			if *at != 0 {
+				list[name] = attest.Status(*at)
+			}
+		}
+	}
+	return list
+}
+
+func (v *vector) affirming() bool {
+	for _, at := range v.fields() {
+		if *at != 0 && attest.Status(*at) != attest.StatusAffirming {
+			return false
+		}
+	}
+	return true
 }

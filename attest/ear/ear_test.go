@@ -10,6 +10,9 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -41,7 +44,8 @@ func result(tb testing.TB) (*attest.Result, *softnode.Node) {
 	v, err := attest.NewVerifier(attest.VerifierConfig{
 		Devices: devices, Challenges: challenges, PCRs: []quote.Selection{{Bank: crypto.SHA256, PCRs: []int{7}}},
 		Appraisers: []attest.Appraiser{func(context.Context, attest.Input) attest.Opinion {
-			return attest.Opinion{Status: attest.StatusAffirming, Reasons: []attest.Reason{{Code: "boot", Detail: "as published"}}}
+			return attest.Opinion{Status: attest.StatusAffirming, Reasons: []attest.Reason{{Code: "boot", Detail: "as published"}},
+				Claims: map[string]attest.Status{"executables": attest.StatusAffirming}}
 		}},
 	})
 	require.NoError(tb, err)
@@ -81,6 +85,14 @@ func TestTokens(t *testing.T) {
 		assert.Equal(t, []attest.Reason{{Code: "boot", Detail: "as published"}}, c.Reasons())
 		assert.Equal(t, r.Expires().Unix(), c.Expires().Unix())
 		assert.Equal(t, r.IssuedAt().Unix(), c.IssuedAt().Unix())
+		assert.Equal(t, map[string]attest.Status{"instance-identity": attest.StatusAffirming, "executables": attest.StatusAffirming}, c.Vector())
+		for _, wrap := range []func([]byte) ([]byte, error){ear.Wrap, ear.WrapJSON} {
+			record, err := wrap(token)
+			require.NoError(t, err)
+			back, err := ear.Unwrap(record)
+			require.NoError(t, err)
+			assert.Equal(t, token, back)
+		}
 		_, err = ear.Verify(token, key.Public(), r.Expires())
 		require.ErrorIs(t, err, ear.ErrExpired)
 		_, err = ear.Verify(token, key.Public(), time.Now().Add(-time.Hour))
@@ -132,13 +144,19 @@ func TestForeignClaims(t *testing.T) {
 	var m cose.Sign1Message
 	require.NoError(t, m.UnmarshalCBOR(token))
 	for name, change := range map[string]func(map[int]any){
-		"another profile":  func(c map[int]any) { c[265] = "tag:example.com,2026:x" },
-		"unknown claim":    func(c map[int]any) { c[4711] = true },
-		"no node":          func(c map[int]any) { delete(c, 256) },
-		"no TLS key":       func(c map[int]any) { delete(c, 10) },
-		"no verdict":       func(c map[int]any) { delete(c, 266) },
-		"contraindicated":  func(c map[int]any) { c[266].(map[any]any)["node"].(map[any]any)[uint64(1000)] = 96 },
-		"no status":        func(c map[int]any) { delete(c[266].(map[any]any)["node"].(map[any]any), uint64(1000)) },
+		"another profile": func(c map[int]any) { c[265] = "tag:example.com,2026:x" },
+		"unknown claim":   func(c map[int]any) { c[4711] = true },
+		"no node":         func(c map[int]any) { delete(c, 256) },
+		"no TLS key":      func(c map[int]any) { delete(c, 10) },
+		"no verdict":      func(c map[int]any) { delete(c, 266) },
+		"contraindicated": func(c map[int]any) { c[266].(map[any]any)["node"].(map[any]any)[uint64(1000)] = 96 },
+		"no status":       func(c map[int]any) { delete(c[266].(map[any]any)["node"].(map[any]any), uint64(1000)) },
+		"claim not affirmed": func(c map[int]any) {
+			c[266].(map[any]any)["node"].(map[any]any)[uint64(1001)].(map[any]any)[uint64(2)] = 33
+		},
+		"claim of no name": func(c map[int]any) {
+			c[266].(map[any]any)["node"].(map[any]any)[uint64(1001)].(map[any]any)[uint64(8)] = 2
+		},
 		"node of all zero": func(c map[int]any) { c[256] = append([]byte{1}, make([]byte, 32)...) },
 	} {
 		var c map[int]any
@@ -159,6 +177,98 @@ func TestForeignClaims(t *testing.T) {
 	}
 }
 
+var updateGolden = flag.Bool("update", false, "write the golden files anew")
+
+// What one version signed, the next one reads; and what it writes has the same
+// labels.
+func TestGoldenToken(t *testing.T) {
+	if *updateGolden {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		require.NoError(t, err)
+		r, _ := result(t)
+		token, err := ear.Sign(r, ear.VerifierID{Developer: "city of example", Build: "v1"}, key)
+		require.NoError(t, err)
+		spki, err := x509.MarshalPKIXPublicKey(key.Public())
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile("testdata/token.v1.cbor", token, 0o644))
+		require.NoError(t, os.WriteFile("testdata/token.v1.key.der", spki, 0o644))
+	}
+	token, err := os.ReadFile("testdata/token.v1.cbor")
+	require.NoError(t, err)
+	spki, err := os.ReadFile("testdata/token.v1.key.der")
+	require.NoError(t, err)
+	key, err := x509.ParsePKIXPublicKey(spki)
+	require.NoError(t, err)
+	var m cose.Sign1Message
+	require.NoError(t, m.UnmarshalCBOR(token))
+	var c map[int]any
+	require.NoError(t, cbor.Unmarshal(m.Payload, &c))
+	at := time.Unix(int64(c[6].(uint64)), 0)
+	got, err := ear.Verify(token, key, at.Add(time.Minute))
+	require.NoError(t, err)
+	assert.Equal(t, at, got.IssuedAt())
+	assert.Equal(t, at.Add(10*time.Minute), got.Expires())
+	assert.Equal(t, "attest", got.Purpose())
+	assert.Equal(t, ear.VerifierID{Developer: "city of example", Build: "v1"}, got.Verifier())
+	assert.Equal(t, []attest.Reason{{Code: "boot", Detail: "as published"}}, got.Reasons())
+	assert.Equal(t, attest.StatusAffirming, got.Vector()["executables"])
+
+	r, _ := result(t)
+	fresh, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	token, err = ear.Sign(r, ear.VerifierID{Developer: "x", Build: "y"}, fresh)
+	require.NoError(t, err)
+	require.NoError(t, m.UnmarshalCBOR(token))
+	var now map[int]any
+	require.NoError(t, cbor.Unmarshal(m.Payload, &now))
+	assert.Equal(t, labels(c), labels(now), "the format changed: that needs a new profile")
+}
+
+// labels is the structure of a claims set without its values.
+func labels(v any) any {
+	switch v := v.(type) {
+	case map[int]any:
+		out := map[string]any{}
+		for k, e := range v {
+			out[fmt.Sprint(k)] = labels(e)
+		}
+		return out
+	case map[any]any:
+		out := map[string]any{}
+		for k, e := range v {
+			out[fmt.Sprint(k)] = labels(e)
+		}
+		return out
+	}
+	return fmt.Sprintf("%T", v)
+}
+
+// Records that are no CMW of a token.
+func TestForeignRecords(t *testing.T) {
+	enc := func(v ...any) []byte {
+		b, err := cbor.Marshal(v)
+		require.NoError(t, err)
+		return b
+	}
+	for name, record := range map[string][]byte{
+		"nothing": nil, "garbage": {1, 2, 3}, "no value": enc(ear.MediaType), "another type": enc("application/json", []byte{1}),
+		"evidence": enc(ear.MediaType, []byte{1}, 4), "four elements": enc(ear.MediaType, []byte{1}, 8, 8), "empty": enc(ear.MediaType, []byte{}),
+		"number for a type": enc(5, []byte{1}), "trailing data": append(enc(ear.MediaType, []byte{1}), 0),
+		"JSON of another type": []byte(`["a/b","AQ",8]`), "JSON padded": []byte(`["application/eat+cwt","AQ==",8]`), "JSON evidence": []byte(`["application/eat+cwt","AQ",4]`),
+		"JSON cut short": []byte(`["application/eat+cwt","AQ"`), "huge": make([]byte, 3*ear.MaxSize),
+	} {
+		_, err := ear.Unwrap(record)
+		require.ErrorIs(t, err, ear.ErrMalformed, name)
+	}
+	got, err := ear.Unwrap(enc(ear.MediaType, []byte{1}))
+	require.NoError(t, err, "without indicator")
+	assert.Equal(t, []byte{1}, got)
+	_, err = ear.Wrap(nil)
+	require.ErrorIs(t, err, ear.ErrMalformed)
+	_, err = ear.WrapJSON(make([]byte, ear.MaxSize+1))
+	require.ErrorIs(t, err, ear.ErrMalformed)
+}
+
 func FuzzVerify(f *testing.F) {
 	r, _ := result(f)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -166,5 +276,13 @@ func FuzzVerify(f *testing.F) {
 	token, err := ear.Sign(r, ear.VerifierID{}, key)
 	require.NoError(f, err)
 	f.Add(token)
-	f.Fuzz(func(t *testing.T, b []byte) { _, _ = ear.Verify(b, key.Public(), time.Now()) })
+	record, err := ear.Wrap(token)
+	require.NoError(f, err)
+	f.Add(record)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, _ = ear.Verify(b, key.Public(), time.Now())
+		if token, err := ear.Unwrap(b); err == nil {
+			_, _ = ear.Verify(token, key.Public(), time.Now())
+		}
+	})
 }

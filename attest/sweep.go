@@ -1,0 +1,54 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/trusttree/trusttree/attest/registry"
+)
+
+const sweepPage = 256 // devices read at a time
+
+var errNothingToDo = errors.New("nothing to do")
+
+// Sweep marks every device whose deadline has passed without a successful
+// appraisal as failing and returns them. Run it every few seconds, on one
+// instance or on all: each missed deadline is found once. Who must learn of
+// changes at once wraps the store in registry.Observe.
+func (v *Verifier) Sweep(ctx context.Context) (missed []registry.DeviceID, err error) {
+	now := v.c.Now()
+	overdue := func(d registry.Device) bool { return d.State == registry.Affirming && now.After(d.Deadline) }
+	var after registry.DeviceID
+	for {
+		page, err := v.c.Devices.List(ctx, after, sweepPage)
+		if err != nil {
+			return missed, fmt.Errorf("attest: sweep: %w", err)
+		}
+		for _, d := range page {
+			after = d.ID
+			if !overdue(d) {
+				continue
+			}
+			found := false
+			err := update(ctx, v.c.Devices, d.ID, func(d *registry.Device) error {
+				if found = overdue(*d); !found {
+					return errNothingToDo // it has attested, or another instance was faster
+				}
+				d.State, d.Reason = registry.Failing, "deadline missed: no evidence since "+d.Appraised.UTC().Format(time.RFC3339)
+				return nil
+			})
+			switch {
+			case err == nil:
+				missed = append(missed, d.ID)
+				v.c.Log.WarnContext(ctx, "deadline missed", "event", "deadline_missed", "device", d.ID.String(), "deadline", d.Deadline)
+			case !errors.Is(err, errNothingToDo):
+				return missed, err
+			}
+		}
+		if len(page) < sweepPage {
+			return missed, nil
+		}
+	}
+}
