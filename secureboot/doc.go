@@ -19,6 +19,9 @@
 // PCRs bind it. Every quoted PCR must be explained byte for byte by events, and
 // every event of a required PCR by a reference value, in order: an event left
 // out, retyped, added or moved is a reason, and so is a PCR without events.
+// What a log says is claimed only as far as a digest vouches for it: no single
+// changed byte of a recorded boot makes a result claim more.
+//
 // Unknown is never taken for good: the zero Policy denies, a policy's unknown
 // field is refused, and a fact that can't be read is Unknown. Secure Boot
 // "enabled" is one fact; Enforcing asks whether it decided what ran.
@@ -35,12 +38,18 @@
 //
 // UEFI with OVMF and TPM 2.0 (systemd-stub 252, shim with GRUB, direct kernel
 // boot, Linux 6.1) is tested from firmware to verdict, on recordings and on
-// machines that the tests boot. Logs of firmware by Google, Lenovo, Red Hat's and
-// Ubuntu's loaders, and Windows are tested as far as their PCR values are
-// known. U-Boot's measured boot with events handed over by TF-A, CCEL areas and
-// DICE chains are tested with logs made after their specifications and sources:
-// no board was met yet. Such boots have no UEFI Secure Boot: LearnOptions has to
-// say so (InsecureNoSB).
+// machines that the tests boot. U-Boot 2023.01 on an emulated ARM board with a
+// TPM is tested on a recording of ours (testdata/uboot): its log comes through
+// the TCG2 protocol and a quote confirms it. Logs of firmware by Google, Lenovo,
+// Red Hat's and Ubuntu's loaders, and Windows are tested as far as their PCR
+// values are known.
+//
+// Events that TF-A hands over to U-Boot, CCEL areas, DICE chains and
+// multi-profile images are tested with data made after their specifications and
+// sources: no board or machine with them was met yet. Boards without UEFI Secure
+// Boot need LearnOptions.InsecureNoSB. U-Boot measures its image before PCR 4's
+// separator, so Enforcing never holds for it; and an initrd that Linux loads by
+// its initrd= option is in no PCR.
 //
 // # Compatibility
 //

@@ -228,3 +228,23 @@ func TestChangedFilesThroughTheCommand(t *testing.T) {
 		}
 	}
 }
+
+// TestBoardWithoutSecureBoot learns from and checks a boot by U-Boot, where it
+// must be said that there is no Secure Boot.
+func TestBoardWithoutSecureBoot(t *testing.T) {
+	const d = "../../secureboot/testdata/uboot/qemu-arm64"
+	code, _, stderr := bootcheck(t, "learn", d)
+	assert.Equal(t, exitUnusable, code)
+	assert.Contains(t, stderr, "Secure Boot")
+	policy := learned(t, "sha256", "-insecure-no-secure-boot", d)
+	args := []string{"-json", "-log", d + "/binary_bios_measurements", "-pcrs", d + "/pcrs.txt", "-ak", d + "/ak_pub.tpm2b", "-quote", d + "/quote_sha256.tpms_attest",
+		"-sig", d + "/quote_sha256.tpmt_signature", "-nonce", d + "/nonce.bin", "-policy", policy}
+	code, out, stderr := bootcheck(t, args...)
+	assert.Equal(t, exitAffirming, code, stderr)
+	v := decode(t, out)
+	assert.Equal(t, "setup", v.SecureBoot.Mode)
+	assert.False(t, *v.SecureBoot.Enabled)
+	assert.False(t, v.SecureBoot.Enforcing)
+	code, _, _ = bootcheck(t, append(append(files("uki-sb-off", "sha256"), quoteOf("uki-sb-off", "sha256")...), "-policy", policy)...)
+	assert.Equal(t, exitContraindicated, code)
+}

@@ -33,6 +33,7 @@ func learn(args []string, stdout, stderr io.Writer) error {
 	fs.BoolVar(&opts.PinPCR7, "pin-keys", false, "take PCR 7 as it was: a new dbx is refused too")
 	fs.IntVar(&opts.MaxFailedBoots, "max-failed-attempts", 0, "boot options that may fail before the good one")
 	fs.BoolVar(&opts.WithoutIMAFiles, "any-file", false, "do not judge which files IMA measured")
+	fs.BoolVar(&opts.InsecureNoSB, "insecure-no-secure-boot", false, "learn from boots without Secure Boot (boards that have none)")
 	fs.BoolVar(&opts.SHA1PaddedBank, "sha1-padded", false, "allow a bank that the kernel's IMA fills with padded SHA-1 digests")
 	if err := fs.Parse(args); err != nil {
 		return err
