@@ -21,7 +21,7 @@ const (
 )
 
 // entry is a tenant's record in the catalogue, which is a collection of the
-// system instance. Version 1.
+// system instance. Version 2; version 1 had no grace.
 type entry struct {
 	Version    int       `json:"version"`
 	ID         ID        `json:"id"`
@@ -38,6 +38,8 @@ type entry struct {
 	Created    time.Time `json:"created"`
 	Hold       bool      `json:"hold,omitempty"`
 	Retain     time.Time `json:"retain,omitzero"`
+	Grace      int64     `json:"grace_ns,omitempty"` // between being asked to destroy and doing it
+	Due        time.Time `json:"due,omitzero"`       // when Destroy may, once it was asked
 	Pending    *pending  `json:"pending,omitempty"`
 }
 
@@ -85,8 +87,8 @@ func decodeEntry(value []byte, e *entry) error {
 	if err := strictJSON(value, e); err != nil {
 		return fmt.Errorf("catalogue entry: %w", err)
 	}
-	if e.Version != 1 {
-		return fmt.Errorf("%w: catalogue entry of version %d, this reader knows 1", ErrInvalid, e.Version)
+	if e.Version != 1 && e.Version != 2 {
+		return fmt.Errorf("%w: catalogue entry of version %d, this reader knows 1 and 2", ErrInvalid, e.Version)
 	}
 	return nil
 }
@@ -98,7 +100,7 @@ func (s *Store) catalogKey(id ID) []byte {
 // save writes an entry when its version is still the one that was read
 // (0: there was none), and returns the new version.
 func (s *Store) save(ctx context.Context, e entry, version uint64) (uint64, error) {
-	e.Version = 1
+	e.Version = 2
 	value, err := json.Marshal(e)
 	if err != nil {
 		return 0, err

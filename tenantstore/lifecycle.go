@@ -19,7 +19,11 @@ type Spec struct {
 	Keys string
 	// Retain, if set, forbids to destroy the tenant before that time.
 	Retain time.Time
-	Quota  Quota
+	// Grace, if set, is how long a tenant is closed, and can be taken back by
+	// Resume, before Destroy destroys it: the first Destroy schedules it, one
+	// after that time does it.
+	Grace time.Duration
+	Quota Quota
 }
 
 // Info is what the catalogue says about a tenant.
@@ -34,11 +38,12 @@ type Info struct {
 	Created    time.Time `json:"created"`
 	Hold       bool      `json:"hold,omitempty"`
 	Retain     time.Time `json:"retain,omitzero"`
+	Due        time.Time `json:"due,omitzero"` // when a scheduled Destroy may be done
 }
 
 func (e entry) info() Info {
 	return Info{ID: e.ID, UID: e.UID, State: e.State, Region: e.Region, Engine: e.Engine, Generation: e.Generation,
-		KeyID: e.KeyID, Created: e.Created, Hold: e.Hold, Retain: e.Retain}
+		KeyID: e.KeyID, Created: e.Created, Hold: e.Hold, Retain: e.Retain, Due: e.Due}
 }
 
 // operate checks that p is an operator and puts the action into the audit log
@@ -85,7 +90,7 @@ func (s *Store) create(ctx context.Context, p Principal, spec Spec) (e entry, er
 		return e, ErrExists
 	}
 	e = entry{ID: spec.ID, UID: newUID(), State: stateCreating, Region: place.Region, Engine: place.Engine.Name(), Generation: 1,
-		Provider: spec.Keys, KeyNumber: 1, Quota: spec.Quota, Created: s.cfg.Clock().UTC(), Retain: spec.Retain}
+		Provider: spec.Keys, KeyNumber: 1, Quota: spec.Quota, Created: s.cfg.Clock().UTC(), Retain: spec.Retain, Grace: int64(max(spec.Grace, 0))}
 	e.KeyID = keyName(e.UID, 1)
 	version, err := s.save(ctx, e, 0)
 	if errors.Is(err, ErrConflict) {
@@ -244,6 +249,9 @@ func (s *Store) setState(ctx context.Context, p Principal, action string, id ID,
 			return err
 		}
 		e.State = state
+		if state == stateActive {
+			e.Due = time.Time{} // what was scheduled is taken back
+		}
 		return nil
 	})
 	if err != nil {
@@ -280,7 +288,8 @@ func (s *Store) setHold(ctx context.Context, p Principal, action string, id ID, 
 // and audit bodies become noise wherever they are, then its instance. It waits
 // for uses under way; handles then return ErrTenantClosed. What remains is a
 // tombstone: neither ID nor UID come back. It returns ErrHeld during a hold or
-// retention period. After a crash, Open finishes it. It needs RoleControl.
+// retention period, and when it only schedules (Spec.Grace): the tenant is then
+// suspended. After a crash, Open finishes it. It needs RoleControl.
 func (s *Store) Destroy(ctx context.Context, p Principal, id ID) (*Receipt, error) {
 	s.control.Lock()
 	defer s.control.Unlock()
@@ -289,6 +298,7 @@ func (s *Store) Destroy(ctx context.Context, p Principal, id ID) (*Receipt, erro
 }
 
 func (s *Store) destroy(ctx context.Context, p Principal, id ID) (*Receipt, error) {
+	scheduled := false
 	e, version, err := s.change(ctx, p, "destroy", id, func(e *entry) error {
 		if err := from(stateActive, stateSuspended, stateDestroying)(e); err != nil {
 			return err
@@ -299,10 +309,26 @@ func (s *Store) destroy(ctx context.Context, p Principal, id ID) (*Receipt, erro
 		if now := s.cfg.Clock(); now.Before(e.Retain) {
 			return fmt.Errorf("%w: tenant %q is retained until %v", ErrHeld, e.ID, e.Retain)
 		}
+		now := s.cfg.Clock().UTC()
+		switch {
+		case e.Grace > 0 && e.Due.IsZero() && e.State != stateDestroying:
+			e.State, e.Due, scheduled = stateSuspended, now.Add(time.Duration(e.Grace)), true
+			return nil
+		case now.Before(e.Due):
+			return fmt.Errorf("%w: tenant %q is to be destroyed after %v (Resume takes it back)", ErrHeld, e.ID, e.Due)
+		}
 		e.State = stateDestroying
 		return nil
 	})
 	if err != nil {
+		return nil, err
+	}
+	if scheduled {
+		unblock, err := s.cache.block(ctx, e.UID)
+		if err == nil {
+			unblock()
+			err = fmt.Errorf("%w: tenant %q is closed now and to be destroyed after %v: Destroy again then (Resume takes it back)", ErrHeld, e.ID, e.Due)
+		}
 		return nil, err
 	}
 	return s.finishDestroy(ctx, e, version)

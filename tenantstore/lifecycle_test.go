@@ -163,3 +163,41 @@ func TestSecondProcessIsRefused(t *testing.T) {
 	_, err := tenantstore.Open(t.Context(), w.config())
 	require.ErrorIs(t, err, tenantstore.ErrBusy)
 }
+
+func TestGraceBeforeDestroy(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	now := time.Now()
+	w.clock = func() time.Time { return now }
+	s := w.open()
+	op := w.operator(s)
+	_, err := s.Create(ctx, op, tenantstore.Spec{ID: "acme", Grace: time.Hour})
+	require.NoError(t, err)
+	w.grant(s, tenantstore.Grant{Subject: "service-acme", Tenant: "acme", Roles: []tenantstore.Role{tenantstore.RoleRead, tenantstore.RoleWrite}})
+	c := w.handle(s, "acme").Collection("c")
+	_, err = c.Put(ctx, []byte("k"), []byte("v"))
+	require.NoError(t, err)
+	schedule := func() {
+		_, err := s.Destroy(ctx, op, "acme")
+		require.ErrorIs(t, err, tenantstore.ErrHeld)
+		_, err = c.Get(ctx, []byte("k"))
+		require.ErrorIs(t, err, tenantstore.ErrTenantClosed, "closed from the first moment")
+	}
+	schedule()
+	require.NoError(t, s.Resume(ctx, op, "acme"))
+	_, err = c.Get(ctx, []byte("k"))
+	require.NoError(t, err, "taken back")
+	now = now.Add(2 * time.Hour)
+	schedule() // the time runs anew
+	require.NoError(t, s.Close(ctx))
+	s = w.open()
+	op = w.operator(s)
+	list, err := s.Tenants(ctx, op)
+	require.NoError(t, err)
+	require.Equal(t, "suspended", list[0].State)
+	require.WithinDuration(t, now.Add(time.Hour), list[0].Due, time.Second)
+	_, err = s.Destroy(ctx, op, "acme")
+	require.ErrorIs(t, err, tenantstore.ErrHeld)
+	now = now.Add(61 * time.Minute)
+	_, err = s.Destroy(ctx, op, "acme")
+	require.NoError(t, err)
+}
