@@ -29,7 +29,10 @@
 // tlog-checkpoint) before it takes effect; accesses are counted for each
 // principal, collection and action and written within seconds. Bodies are
 // sealed under the tenant's key. [Tenant.ExportAudit] and [VerifyAuditTrail]
-// let a tenant verify its events offline without seeing another's. The log is
+// let a tenant verify its events offline without seeing another's. Each process
+// of a shared store has a log of its own; exports of several logs, one behind
+// the other, verify as one, and a log that is left out is named. Witnesses
+// (C2SP tlog-witness) may cosign checkpoints: [Store.WitnessRequest]. The log is
 // x/mod's tlog over two files rather than Tessera: one module instead of
 // seventeen, a seventh of the bytes for each entry, and no goroutine.
 //
@@ -44,7 +47,7 @@
 // an instance is open its key is in memory. It detects that a whole instance
 // was put back to an older state only up to what the catalogue last noted, and
 // that all files together were put back only by comparison with a checkpoint
-// that somebody else kept ([Store.Checkpoint]).
+// that somebody else kept ([Store.Checkpoint]) or cosigned ([Store.Cosign]).
 //
 // # Compatibility
 //

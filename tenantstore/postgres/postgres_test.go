@@ -5,11 +5,13 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trusttree/trusttree/internal/testenv"
 	"github.com/trusttree/trusttree/tenantstore/engine"
 	"github.com/trusttree/trusttree/tenantstore/engine/enginetest"
 	"github.com/trusttree/trusttree/tenantstore/postgres"
@@ -113,4 +115,40 @@ func TestAdministratorsPasswordIsInNoError(t *testing.T) {
 	_, err = postgres.New(t.Context(), postgres.Config{Admin: "host=127.0.0.1 port=1 user=admin password=s3cret dbname=x"})
 	require.ErrorIs(t, err, engine.ErrUnavailable)
 	require.NotContains(t, err.Error(), "s3cret")
+}
+
+// TestManyTenantsInSchemas has more tenants in one database than databases
+// would fit on a small server (over a thousand in the long run), through a few
+// connections, and each reads its own.
+func TestManyTenantsInSchemas(t *testing.T) {
+	c := server(t)
+	e, err := postgres.New(t.Context(), postgres.Config{Admin: c.admin, Schemas: true, MaxConns: 8})
+	require.NoError(t, err)
+	defer e.Close()
+	n := testenv.N(12, 1100)
+	ref := func(i int) engine.Ref {
+		return engine.Ref{UID: [16]byte{0xcc, byte(i >> 8), byte(i)}, Generation: 1}
+	}
+	defer func() {
+		for i := range n {
+			assert.NoError(t, e.Destroy(context.Background(), ref(i)))
+		}
+	}()
+	start := time.Now()
+	for i := range n {
+		require.NoError(t, e.Create(t.Context(), ref(i), key(byte(i))))
+	}
+	t.Logf("%d tenants in schemas of one database: %v each", n, time.Since(start)/time.Duration(n))
+	for i := 0; i < n; i += 1 + n/12 {
+		db, err := e.Open(t.Context(), ref(i), key(byte(i)))
+		require.NoError(t, err)
+		want := []byte(ref(i).String())
+		require.NoError(t, db.Update(t.Context(), func(tx engine.Tx) error { return tx.Put([]byte("k"), want) }))
+		require.NoError(t, db.View(t.Context(), func(tx engine.Tx) error {
+			got, err := tx.Get([]byte("k"))
+			require.Equal(t, want, got)
+			return err
+		}))
+		require.NoError(t, db.Close())
+	}
 }
