@@ -35,6 +35,10 @@ type config struct {
 	// Sensors is the unix socket at which local processes leave records, a line
 	// of JSON each; empty for none.
 	Sensors string `json:"sensors,omitempty"`
+	// Keep leaves what the TPM unsealed with the service manager (systemd's
+	// file descriptor store), so that a restart of the daemon does not need a
+	// reboot. Who is root on the running node could then unseal again.
+	Keep bool `json:"keep_across_restarts,omitempty"`
 	// ModuleCheck is how often each module proves itself anew; 0 means 5 s.
 	ModuleCheck jsonSecond `json:"module_check_seconds,omitempty"`
 	// UpdateEvery is how often the node looks for releases; 0 means 300 s.

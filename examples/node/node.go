@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -14,8 +13,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/examples/wire"
@@ -41,10 +38,13 @@ type node struct {
 	// transport is HTTP through the tunnel.
 	transport *http.Transport
 	spools    map[string]*spool // by stream
-	lock      *os.File          // one daemon uses the state directory
-	changed   chan struct{}     // a module came or went
+	passed    map[string]*os.File
+	lock      *os.File      // one daemon uses the state directory
+	changed   chan struct{} // a module came or went
 
 	enrolAgain chan struct{} // the cloud says that this node must enrol
+	revoked    chan struct{} // the cloud says that this node is revoked
+	keep       *fscrypt.Keep // what the TPM unsealed in this boot, for a restart; nil: a restart needs a reboot
 
 	mu    sync.Mutex
 	links []link
@@ -54,7 +54,7 @@ func newNode(ctx context.Context, cfg *config, boot *wire.Bootstrap, log *slog.L
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, err
 	}
-	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1), enrolAgain: make(chan struct{}, 1)}
+	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1), enrolAgain: make(chan struct{}, 1), revoked: make(chan struct{}, 1)}
 	var err error
 	if n.lock, err = lockState(cfg.State); err != nil {
 		return nil, err
@@ -107,6 +107,9 @@ func (n *node) run(ctx context.Context) (err error) {
 	}
 	inventory, err := n.modules.AdmitAll(ctx)
 	n.showModules(inventory, err)
+	if err := n.openKeep(); err != nil {
+		_ = n.lost("keep", err)
+	}
 	if err := n.openSystem(ctx); err != nil {
 		// Without its configuration the node can still say what is wrong.
 		_ = n.lost("system volume", err)
@@ -182,7 +185,11 @@ func (n *node) close() error {
 	defer cancel()
 	var errs []error
 	for _, v := range []*fscrypt.Volume{n.data, n.system} {
-		if v != nil {
+		switch {
+		case v == nil:
+		case n.keep != nil:
+			errs = append(errs, v.Detach(ctx))
+		default:
 			errs = append(errs, v.Lock(ctx))
 		}
 	}
@@ -201,30 +208,6 @@ func lockState(dir string) (*os.File, error) {
 		return nil, wire.Unavailable(fmt.Errorf("%s: %w", dir, err), "another node daemon uses this state directory")
 	}
 	return f, nil
-}
-
-// notify tells the service manager; without one it does nothing.
-func notify(state string) { _, _ = daemon.SdNotify(false, state) }
-
-// watchdog tells the service manager that the TPM still answers; a daemon that
-// hangs is restarted.
-func (n *node) watchdog(ctx context.Context) {
-	every, err := daemon.SdWatchdogEnabled(false)
-	if err != nil || every == 0 {
-		return
-	}
-	tick := time.NewTicker(every / 3)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if _, err := (modulePCRs{n.tpm}).ReadPCR(ctx, 0, crypto.SHA256); err == nil {
-				notify("WATCHDOG=1")
-			}
-		}
-	}
 }
 
 // writeFile replaces a small file durably: temporary file, fsync, rename, fsync

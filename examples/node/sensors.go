@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
-
 	"github.com/trusttree/trusttree/examples/wire"
 )
 
@@ -46,18 +44,15 @@ type taken struct {
 }
 
 // listenSensors opens the socket at which local module processes leave their
-// records: the one that the service manager made, or one at the configured
-// path. Its directory and mode say who may.
-func listenSensors(path string) (net.Listener, error) {
-	given, err := activation.Listeners()
-	if err != nil {
-		return nil, err
-	}
-	if len(given) > 0 {
-		if given[0].Addr().Network() != "unix" {
-			return nil, fmt.Errorf("sensors: the service manager gave a %s socket: only a unix socket will do", given[0].Addr().Network())
+// records: the one that the service manager made (FileDescriptorName=sensors),
+// or one at the configured path. Its directory and mode say who may.
+func listenSensors(given *os.File, path string) (net.Listener, error) {
+	if given != nil {
+		ln, err := net.FileListener(given)
+		if err == nil && ln.Addr().Network() != "unix" {
+			err = errors.Join(fmt.Errorf("sensors: the service manager gave a %s socket: only a unix socket will do", ln.Addr().Network()), ln.Close())
 		}
-		return given[0], nil
+		return ln, err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -78,7 +73,7 @@ func (n *node) takeReadings(ctx context.Context) {
 	if n.cfg.Sensors == "" {
 		return
 	}
-	ln, err := listenSensors(n.cfg.Sensors)
+	ln, err := listenSensors(n.given("sensors"), n.cfg.Sensors)
 	if err != nil {
 		_ = n.lost("sensors", err)
 		return

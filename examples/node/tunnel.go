@@ -129,6 +129,12 @@ func (n *node) tunnelEvent(e tlsconn.TunnelEvent) {
 	case "up":
 		n.prove("tunnel", "mutual TLS 1.3 to "+e.Peer.String()+" with the TPM's key")
 	case "refused", "cut", "down":
+		if e.Code == tlsconn.CodeRevoked {
+			select {
+			case n.revoked <- struct{}{}:
+			default:
+			}
+		}
 		_ = n.lost("tunnel", fmt.Errorf("%s: %s", e.Type, e.Reason))
 	}
 }

@@ -80,7 +80,7 @@ func (n *node) openSystem(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.system, err = n.openVolume(ctx, "system", &fscrypt.TPM{Device: n.tpm, Policies: policies, Counter: systemCounter})
+	n.system, err = n.openVolume(ctx, "system", &fscrypt.TPM{Device: n.tpm, Policies: policies, Counter: systemCounter, Keep: n.keep})
 	if err != nil {
 		return err
 	}
@@ -104,16 +104,25 @@ func (n *node) keepData(ctx context.Context) {
 	n.prove("data volume", "unsealed with the cloud's share, on lease")
 	for {
 		until, err := n.data.RenewLease(ctx)
+		if n.data.Status().Locked {
+			if ctx.Err() == nil {
+				_ = n.lost("data volume", errors.Join(errors.New("closed until the next boot"), err))
+			}
+			return
+		}
 		if err != nil && ctx.Err() == nil {
 			_ = n.lost("data volume", err)
-			if n.data.Status().Locked {
-				return
-			}
 		}
 		wait := max(time.Until(until)/3, time.Second)
 		select {
 		case <-ctx.Done():
 			return
+		case <-n.revoked:
+			// The cloud said so inside the tunnel that it authenticated. What is
+			// kept for a restart goes, too.
+			if err := n.data.Lock(ctx); err != nil {
+				n.log.Error("data volume stays open after a revocation", "event", "volume.open", "error", err.Error())
+			}
 		case <-time.After(wait):
 		}
 	}
@@ -125,7 +134,7 @@ func (n *node) openData(ctx context.Context) error {
 		return err
 	}
 	guard := fscrypt.All(
-		&fscrypt.TPM{Device: n.tpm, Policies: policies, Counter: dataCounter, After: [][]byte{n.system.Latch()}},
+		&fscrypt.TPM{Device: n.tpm, Policies: policies, Counter: dataCounter, After: [][]byte{n.system.Latch()}, Keep: n.keep},
 		&fscrypt.Remote{Service: n.boot.GatewayID, Exchange: n.exchangeShare},
 	)
 	v, err := n.openVolume(ctx, "data", guard)

@@ -73,6 +73,7 @@ func (s *sensors) run(ctx context.Context) {
 // and instances and nodes are killed at random. At the end every acknowledged
 // record is in its own tenant's instance exactly once.
 func TestCity(t *testing.T) {
+	testenv.Tool(t, "initdb", "postgresql")
 	if !isolated(t) {
 		return
 	}

@@ -28,6 +28,9 @@ func isolated(t *testing.T) bool {
 	testenv.Root(t)
 	unshare := testenv.Tool(t, "unshare", "util-linux")
 	testenv.Tool(t, "ip", "iproute2")
+	if out, err := exec.CommandContext(t.Context(), unshare, "--net", "--mount", "true").CombinedOutput(); err != nil {
+		testenv.Missing(t, "the right to make namespaces: "+string(out))
+	}
 	if os.Getenv("TRUSTTREE_ISOLATED") == t.Name() {
 		must(t, os.MkdirAll("/run/netns", 0o755))
 		must(t, unix.Mount("tmpfs", "/run/netns", "tmpfs", 0, ""))
