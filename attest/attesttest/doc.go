@@ -7,9 +7,9 @@
 //
 //	maker, err := attesttest.NewMaker()       // maker.Root is what a verifier pins
 //	device, err := maker.NewTPM()             // serves go-tpm's transport.TPM
-//	err = device.Boot(measurements...)        // PCRs as an event log's extends leave them
+//	err = device.BootLog(log)                 // PCRs as a firmware's event log tells
 //
-// It can be kept in a directory, rebooted, cut off from its power, served on a
+// Boot does the same with single measurements. It can be kept in a directory, rebooted, cut off from its power, served on a
 // socket, and made to misbehave by an Interposer.
 //
 // The TPM implements the TCG TPM 2.0 Library Specification 1.59 as far as this

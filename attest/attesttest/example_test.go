@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log"
+	"os"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -36,4 +37,31 @@ func Example() {
 	// Output:
 	// Test TPM maker root (protects nothing)
 	// true
+}
+
+func ExampleTPM_BootLog() {
+	maker, err := attesttest.NewMaker()
+	if err != nil {
+		log.Fatal(err)
+	}
+	device, err := maker.NewTPM()
+	if err != nil {
+		log.Fatal(err)
+	}
+	eventLog, err := os.ReadFile("testdata/uboot.log") // a boot of U-Boot
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := device.BootLog(eventLog); err != nil {
+		log.Fatal(err)
+	}
+	pcr0, err := tpm2.PCRRead{PCRSelectionIn: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{
+		Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(0),
+	}}}}.Execute(device)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%x\n", pcr0.PCRValues.Digests[0].Buffer)
+	// Output:
+	// dbcf4296593bcc32f42bd58dccff066c678579e17d425398d86af9ffb7fcdb53
 }

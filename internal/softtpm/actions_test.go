@@ -288,8 +288,8 @@ func (g *generator) policy() {
 	case 14:
 		g.policySigned(s)
 	case 15:
-		for _, i := range g.sortedIndices() {
-			n := g.indices[i]
+		if list := g.sortedIndices(); len(list) > 0 {
+			n := g.indices[list[0]]
 			g.refreshIndex(n)
 			auth := g.indexAuth(n, false)
 			if g.one(50) {
@@ -297,7 +297,6 @@ func (g *generator) policy() {
 			} else {
 				g.do(0x149, []*genObject{auth}, []uint32{n.h, s.h}, b2(g.bytes(1+g.n(5))), u16(uint16(g.n(4))), u16(uint16(g.n(13))))
 			}
-			break
 		}
 	default:
 		simple(0x189)

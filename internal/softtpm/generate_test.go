@@ -40,16 +40,15 @@ type genObject struct {
 }
 
 type genSession struct {
-	h          uint32
-	kind       byte
-	keyed      bool
-	sym        bool
-	bind       uint32
-	bindAuth   []byte
-	bindName   []byte
-	needAuth   bool
-	needPlain  bool
-	nonceBytes int
+	h         uint32
+	kind      byte
+	keyed     bool
+	sym       bool
+	bind      uint32
+	bindAuth  []byte
+	bindName  []byte
+	needAuth  bool
+	needPlain bool
 }
 
 func newGenerator(t chip, seed uint64) *generator {
