@@ -28,7 +28,11 @@
 // Who has the disk alone reads nothing: not contents, not names. Who boots
 // another system on the node gets a *[PolicyError]. Who gets to run after the
 // volume was opened can't unseal again in that boot: a latch PCR is extended
-// after success and after refusal. What the TPM releases travels only in
+// after success and after refusal. A program that must survive its own restart
+// without a reboot hands a [Keep] to the service manager; a kernel mode volume
+// goes on being usable meanwhile ([Volume.Detach]). Who puts a volume of his
+// own, sealed to the same TPM, in the place of the node's is found out by
+// Config.Latch. What the TPM releases travels only in
 // salted, encrypted sessions to the storage root key that the slot pins, so a
 // probe on the bus learns nothing. Changed, swapped, truncated or repeated
 // data is [ErrTampered]; a disk put back to an earlier checkpoint is
@@ -41,7 +45,9 @@
 // by who holds the disk. Who controls the node while the volume is open reads
 // the volume. Flash memory keeps overwritten
 // blocks, and a copy of an old slot opens with what opened it; a TPM slot with
-// TPM.Share is worth nothing from the moment it is replaced.
+// TPM.Share is worth nothing from the moment it is replaced, and one with
+// TPM.Revocation is refused by the TPM. Kernel mode authenticates the files
+// given to [Volume.Protect] and no others, and its key can't be rotated.
 //
 // Keys live in locked memory, but Go copies what passes through its stacks and
 // heap: without GOEXPERIMENT=runtimesecret some four copies of a key stay

@@ -3,6 +3,7 @@ package fscrypt
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -18,10 +19,19 @@ import (
 // knew the old key, or can open a removed slot, reads nothing that the disk
 // holds afterwards. The volume stays in use meanwhile.
 //
-// Rotate waits for writers that began before it. It can be cut off at any step. Status.Rotating then says so after the
-// next Open, and Rotate without protectors goes on where it ended.
+// Rotate waits for writers that began before it. It can be cut off at any step.
+// Status.Rotating then says so after the next Open, and Rotate without
+// protectors goes on where it ended.
+//
+// A kernel mode volume is refused, ErrUnsupported, and left as it is: the
+// kernel can't encrypt a directory anew, so whoever knew its key would go on
+// reading it. Create another volume, copy the files, Destroy this one. To change
+// what opens it, use Reseal, AddProtector and RemoveProtector.
 func (v *Volume) Rotate(ctx context.Context, protectors ...Protector) (err error) {
 	defer boundary("rotate "+v.dir, &err)
+	if v.kernelMode {
+		return fmt.Errorf("the kernel can't encrypt a directory anew: create another volume, copy the files there and destroy this one; to change what opens it, reseal, or add and remove protectors: %w", ErrUnsupported)
+	}
 	select {
 	case v.rotating <- struct{}{}:
 		defer func() { <-v.rotating }()
