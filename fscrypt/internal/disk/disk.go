@@ -168,6 +168,9 @@ func (d *OS) Close() error { return errors.Join(d.lock.Close(), d.root.Close()) 
 
 type osFile struct{ *os.File }
 
+// Sync implements File.
+func (f osFile) Sync() error { return sync(f.File) }
+
 func (f osFile) Size() (int64, error) {
 	fi, err := f.Stat()
 	if err != nil {
