@@ -3,6 +3,7 @@ package fscrypt
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 
 	"filippo.io/age"
@@ -23,6 +24,52 @@ func OpenOn(ctx context.Context, d disk.FS, cfg Config, ps ...Protector) (*Volum
 func ParseHeader(b []byte) error {
 	_, err := parseHeader(b)
 	return err
+}
+
+// ReopenHeader opens a header with the volume key and encodes it again; private
+// is its encrypted part.
+func ReopenHeader(b, key []byte) (again, private []byte, err error) {
+	h, err := parseHeader(b)
+	if err != nil {
+		return nil, nil, err
+	}
+	vk, err := NewSecret(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer vk.Erase()
+	p, err := h.open(vk)
+	if err != nil {
+		return nil, nil, err
+	}
+	if private, err = json.Marshal(p); err != nil {
+		return nil, nil, err
+	}
+	again, err = json.Marshal(h)
+	return again, private, err
+}
+
+// GoldenHeader seals a header's public part anew under a key, with a private
+// part that has every field.
+func GoldenHeader(b, key []byte) ([]byte, error) {
+	h, err := parseHeader(b)
+	if err != nil {
+		return nil, err
+	}
+	vk, err := NewSecret(key)
+	if err != nil {
+		return nil, err
+	}
+	defer vk.Erase()
+	err = h.seal(vk, &private{
+		Stable: make([]byte, secretSize), Old: []oldKey{{Epoch: 1, Key: make([]byte, secretSize)}},
+		Counter: &counterInfo{Index: 0x01800112, Name: "000b", Parent: "000b", Base: 1, Start: 2},
+		Kernel:  &kernelInfo{Contents: 1, Filenames: 4},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(h)
 }
 
 // ReadThroughCache reads an age file the way that a File does.
