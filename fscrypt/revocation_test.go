@@ -106,3 +106,34 @@ func TestCounterThatIsNotTheSlots(t *testing.T) {
 	_, err = p(revocationIndex).Wrap(t.Context(), s, fscrypt.Binding{Volume: "v", Label: "l", Slot: "s"})
 	require.ErrorContains(t, err, "volume's slot")
 }
+
+// TestRevocationIsCaughtUpAfterACut: the power goes after a new slot is in
+// force and before the counter went on; the next Open finishes it.
+func TestRevocationIsCaughtUpAfterACut(t *testing.T) {
+	dev := newTPM(t)
+	dir, with := tpmVolume(t, dev, func(p *fscrypt.TPM) { p.Revocation = revocationIndex })
+	old := filepath.Join(t.TempDir(), "old")
+	copyTree(t, dir, old)
+	reboot(t, dev, "image 1")
+	cut := false
+	p := with(imagePCRs("image 1"))
+	p.Device = &hook{TPM: dev, command: func(cc tpm2.TPMCC, send func() ([]byte, error)) ([]byte, error) {
+		if cut && cc == tpm2.TPMCCNVIncrement {
+			return nil, errCut
+		}
+		return send()
+	}}
+	v, err := fscrypt.Open(t.Context(), dir, fscrypt.Config{}, p)
+	require.NoError(t, err)
+	cut = true
+	require.ErrorIs(t, v.Reseal(t.Context(), p), errCut)
+	cut = false
+	lock(t, v)
+	reboot(t, dev, "image 1")
+	v, err = fscrypt.Open(t.Context(), dir, fscrypt.Config{}, with(imagePCRs("image 1")))
+	require.NoError(t, err, "the new slot opens before the counter went on")
+	lock(t, v)
+	reboot(t, dev, "image 1")
+	_, err = fscrypt.Open(t.Context(), old, fscrypt.Config{}, with(imagePCRs("image 1")))
+	require.ErrorIs(t, err, fscrypt.ErrRevoked)
+}
