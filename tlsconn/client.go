@@ -176,6 +176,7 @@ func (c *Client) establish(ctx context.Context, gateway string) (*tunnel, error)
 	if err != nil {
 		return nil, fmt.Errorf("%w: gateway %s: %w", ErrUnavailable, gateway, err)
 	}
+	tuneSocket(raw)
 	sc, peer, err := c.e.cfg.handshake(hctx, raw, false)
 	if err != nil {
 		return nil, fmt.Errorf("gateway %s: %w", gateway, err)

@@ -1,6 +1,7 @@
 package tlsconn
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -137,28 +138,20 @@ func (c *flowConn) write(b []byte) (int, error) {
 
 // pay takes n bytes off the node's caps, waiting for the rate.
 func (c *flowConn) pay(n int) error {
-	caps := c.f.t.caps
-	if !caps.count(n) {
-		err := fmt.Errorf("%w: %d bytes a day are used up", ErrLimit, caps.l.BytesPerDay)
-		c.f.reset(CodeLimit, "", err)
-		return err
-	}
-	if caps.bytes == nil || caps.bytes.AllowN(time.Now(), n) {
+	err := c.f.t.caps.pay(n, func() (context.Context, context.CancelFunc) {
+		return c.f.t.context(c.f.t.e.cfg.Limits.IdleTimeout)
+	})
+	switch {
+	case err == nil:
 		return nil
-	}
-	ctx, cancel := c.f.t.context(c.f.t.e.cfg.Limits.IdleTimeout)
-	defer cancel()
-	for n > 0 {
-		part := min(n, caps.bytes.Burst())
-		if err := caps.bytes.WaitN(ctx, part); err != nil {
-			if f := c.f.t.failure(); f != nil {
-				return f
-			}
-			return fmt.Errorf("%w: %w", ErrLimit, err)
+	case errors.Is(err, errDayUsedUp):
+		c.f.reset(CodeLimit, "", err)
+	default:
+		if f := c.f.t.failure(); f != nil {
+			return f
 		}
-		n -= part
 	}
-	return nil
+	return err
 }
 
 // failed turns a stream's error into one that says why, and ends the flow.

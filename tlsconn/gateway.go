@@ -145,9 +145,7 @@ func (g *Gateway) serve(ctx context.Context, c net.Conn) {
 }
 
 func (g *Gateway) handshake(ctx context.Context, c net.Conn) (*tunnel, error) {
-	if tc, ok := c.(*net.TCPConn); ok {
-		_ = tc.SetNoDelay(true)
-	}
+	tuneSocket(c)
 	sc, peer, err := g.e.cfg.handshake(ctx, c, true)
 	if err != nil {
 		return nil, err

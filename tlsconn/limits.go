@@ -1,6 +1,7 @@
 package tlsconn
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"time"
@@ -193,6 +194,28 @@ func (c *nodeCaps) count(n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return !c.overDay(time.Now(), int64(n))
+}
+
+var errDayUsedUp = fmt.Errorf("%w: the bytes of this day are used up", ErrLimit)
+
+// pay takes n bytes off the caps; wait gives a context to wait for the rate with.
+func (c *nodeCaps) pay(n int, wait func() (context.Context, context.CancelFunc)) error {
+	if !c.count(n) {
+		return errDayUsedUp
+	}
+	if c.bytes == nil || c.bytes.AllowN(time.Now(), n) {
+		return nil
+	}
+	ctx, cancel := wait()
+	defer cancel()
+	for n > 0 {
+		part := min(n, c.bytes.Burst())
+		if err := c.bytes.WaitN(ctx, part); err != nil {
+			return fmt.Errorf("%w: %w", ErrLimit, err)
+		}
+		n -= part
+	}
+	return nil
 }
 
 // overDay is called with the lock held.

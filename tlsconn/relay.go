@@ -17,8 +17,9 @@ const relayBuffer = mux.MaxPayload
 // idleBuffer is what a direction holds that moves little, and quietReads after
 // how many small reads it counts as such.
 const (
-	idleBuffer = 4 << 10
+	idleBuffer = 1 << 10
 	quietReads = 8
+	busyRead   = 4 << 10
 )
 
 var relayBuffers = sync.Pool{New: func() any { b := make([]byte, relayBuffer); return &b }}
@@ -96,7 +97,7 @@ func copyHalf(dst, src net.Conn) (n uint64, err error) {
 		switch {
 		case large == nil && r == len(small):
 			large, quiet = relayBuffers.Get().(*[]byte), 0
-		case large != nil && r >= idleBuffer:
+		case large != nil && r >= busyRead:
 			quiet = 0
 		case large != nil:
 			if quiet++; quiet == quietReads {

@@ -4,8 +4,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/trusttree/trusttree/tlsconn"
 )
@@ -79,10 +81,18 @@ func (t *tunnel) load() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.o.cert, err)
 	}
-	trust, err := tlsconn.NewTrustStore(tlsconn.TrustOptions{Roots: l.roots, RequireCRL: t.o.crl != ""})
+	o := tlsconn.TrustOptions{Roots: l.roots, RequireCRL: t.o.crl != ""}
+	if t.o.crlState != "" {
+		if err := os.MkdirAll(t.o.crlState, 0o700); err != nil {
+			return err
+		}
+		o.CRLs = crlDir(t.o.crlState)
+	}
+	trust, err := tlsconn.NewTrustStore(o)
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.o.cacert, err)
 	}
+	t.roots = l.roots
 	authorize, err := tlsconn.AllowIDs(t.o.allow...)
 	if err != nil {
 		return err
@@ -112,26 +122,90 @@ func (t *tunnel) load() error {
 	return nil
 }
 
-// reload reads the files again. Nothing changes when one cannot be read; live
-// flows that the new content no longer allows are cut.
+// reload reads the files again. Nothing changes when any of them cannot be used;
+// live flows that the new content no longer allows are cut.
 func (t *tunnel) reload() error {
 	l, err := t.read()
 	if err != nil {
 		return err
 	}
-	if err := t.cfg.Identity.Set(l.cert); err != nil {
-		return err
+	next, err := tlsconn.NewIdentity(l.cert)
+	if err != nil {
+		return fmt.Errorf("%s: %w", t.o.cert, err)
+	}
+	if now := t.cfg.Identity.ID(); next.ID() != now {
+		return fmt.Errorf("%s: names %s instead of %s: that takes a restart", t.o.cert, next.ID(), now)
+	}
+	trial, err := tlsconn.NewTrustStore(tlsconn.TrustOptions{Roots: l.roots})
+	if err != nil {
+		return fmt.Errorf("%s: %w", t.o.cacert, err)
+	}
+	for _, c := range l.crls {
+		if err := trial.AddCRL(c); err != nil {
+			return fmt.Errorf("%s: %w", t.o.crl, err)
+		}
+	}
+	if l.policy != nil {
+		if now := t.cfg.Policy.Policy().Serial; l.policy.Serial < now {
+			return fmt.Errorf("%s: serial %d is older than %d, which is in force; raise it to go back", t.o.policy, l.policy.Serial, now)
+		}
 	}
 	if err := t.cfg.Trust.SetRoots(l.roots); err != nil {
 		return err
 	}
 	for _, c := range l.crls {
-		if err := t.cfg.Trust.AddCRL(c); err != nil {
+		if err := t.cfg.Trust.AddCRL(c); err != nil { // a number that went back
+			return errors.Join(fmt.Errorf("%s: %w", t.o.crl, err), t.cfg.Trust.SetRoots(t.roots))
+		}
+	}
+	t.roots = l.roots
+	if l.policy != nil {
+		if err := t.cfg.Policy.Set(l.policy); err != nil {
 			return err
 		}
 	}
-	if l.policy != nil {
-		return t.cfg.Policy.Set(l.policy)
+	return t.cfg.Identity.Set(l.cert)
+}
+
+// crlDir keeps the newest CRL of each issuer in a directory.
+type crlDir string
+
+func (d crlDir) LoadCRLs() ([][]byte, error) {
+	names, err := filepath.Glob(filepath.Join(string(d), "*.crl"))
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	var out [][]byte
+	for _, n := range names {
+		b, err := os.ReadFile(n)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// SaveCRL replaces the issuer's file so that a power cut leaves the old one or
+// the new one.
+func (d crlDir) SaveCRL(issuer string, der []byte) error {
+	f, err := os.CreateTemp(string(d), "new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(der)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(string(d), issuer+".crl"))
+	}
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(string(d))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
