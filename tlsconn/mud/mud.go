@@ -210,6 +210,9 @@ func (e ace) rule(a acl, from bool) (*tlsconn.Rule, error) {
 		if err != nil {
 			return nil, err
 		}
+		if pre.Addr().Is4() != (m.IPv4 != nil) || pre.Addr().Is4() != (s == net.Dst4) {
+			return nil, fmt.Errorf("network %s is not of the entry's family", pre)
+		}
 		r.CIDRs = append(r.CIDRs, pre)
 	}
 	var err error

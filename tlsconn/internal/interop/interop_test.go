@@ -508,3 +508,14 @@ func TestBadInputIsToldAndCoded(t *testing.T) {
 		})
 	}
 }
+
+// TestClientsThatBringDependencies runs the module of gRPC and MQTT clients.
+func TestClientsThatBringDependencies(t *testing.T) {
+	if !testenv.Long() {
+		t.Skip("builds another module's dependencies: TRUSTTREE_LONG=1")
+	}
+	cmd := exec.Command("go", "test", "-count=1", "./...")
+	cmd.Dir = filepath.Join(testenv.Repo(), "tlsconn/internal/interop/clients")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(out))
+}

@@ -20,16 +20,22 @@ import (
 )
 
 // TestBesidePeers measures relays as pairs of processes, all in one run, in
-// interleaved rounds, and logs medians: bulk over one connection and over 64,
-// CPU seconds per GB, request/response, new connections a second, memory of
-// 1,000 idle connections. It asserts no time. TRUSTTREE_LONG=1 runs it.
+// interleaved rounds, and prints medians and each bar beside its target: bulk over
+// one connection and over 64, CPU seconds per GB, request/response, new
+// connections a second, memory of 1,000 idle connections, and a probe beside bulk.
+// Ratios are taken within a round, so that a busy machine moves both sides; their
+// median is what counts. It asserts no time. TRUSTTREE_LONG=1 runs it, for at
+// least TLSCONN_ROUNDS rounds (10) unless they take longer than TLSCONN_MINUTES
+// (18).
 func TestBesidePeers(t *testing.T) {
 	if !testenv.Long() {
 		t.Skip("full figures: TRUSTTREE_LONG=1")
 	}
-	rounds := 10
-	if n, err := strconv.Atoi(os.Getenv("TLSCONN_ROUNDS")); err == nil {
-		rounds = n
+	rounds, minutes := 10, 18
+	for name, v := range map[string]*int{"TLSCONN_ROUNDS": &rounds, "TLSCONN_MINUTES": &minutes} {
+		if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+			*v = n
+		}
 	}
 	p := newPKI(t)
 	sink := load(t)
@@ -38,17 +44,16 @@ func TestBesidePeers(t *testing.T) {
 	cmd.Dir = testenv.Repo()
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, string(out))
-	type relay struct {
-		name  string
-		local string
-		pids  []int
-		got   map[string][]float64
-	}
 	var relays []*relay
-	add := func(name string, up func(gw, local string) (*process, *process)) {
+	ups := map[string]func(gw, local string) (*process, *process){}
+	start1 := func(name string) *relay {
 		gw, local := freePort(t), freePort(t)
-		a, b := up(gw, local)
-		relays = append(relays, &relay{name, local, []int{a.Process.Pid, b.Process.Pid}, map[string][]float64{}})
+		a, b := ups[name](gw, local)
+		return &relay{name: name, local: local, pids: []int{a.Process.Pid, b.Process.Pid}, ends: []*process{a, b}, got: map[string][]float64{}}
+	}
+	add := func(name string, up func(gw, local string) (*process, *process)) {
+		ups[name] = up
+		relays = append(relays, start1(name))
 	}
 	ours := func(more ...string) func(gw, local string) (*process, *process) {
 		return func(gw, local string) (*process, *process) {
@@ -86,23 +91,179 @@ func TestBesidePeers(t *testing.T) {
 		return start(t, gw, haproxy, "-db", "-f", conf("hs.cfg", gw+" ssl crt "+p.path("server.both")+" ca-file "+p.path("ca.pem")+" verify required ssl-min-ver TLSv1.3 no-tls-tickets", sink)),
 			start(t, local, haproxy, "-db", "-f", conf("hc.cfg", local, gw+" ssl crt "+p.path("client.both")+" ca-file "+p.path("ca.pem")+" verify required ssl-min-ver TLSv1.3 no-ssl-reuse"))
 	})
+	began, done := time.Now(), 0
 	for round := range rounds {
+		if time.Since(began) > time.Duration(minutes)*time.Minute {
+			break
+		}
 		for i := range relays {
 			r := relays[(i+round)%len(relays)]
 			for name, v := range measure(t, r.local, r.pids) {
 				r.got[name] = append(r.got[name], v)
 			}
 		}
+		done++
+	}
+	mux := relays[1]
+	for range done {
+		mux.got[probeP99] = append(mux.got[probeP99], probe(t, mux.local))
 	}
 	for _, r := range relays {
-		r.got["idle1000 MB"] = []float64{idle(t, r.local, r.pids)}
-	}
-	for _, what := range []string{"bulk1 GB/s", "bulk64 GB/s", "CPU1 s/GB", "CPU64 s/GB", "rr p50 µs", "rr p99 µs", "conn/s", "idle1000 MB"} {
-		for _, r := range relays {
-			v := slices.Sorted(slices.Values(r.got[what]))
-			t.Logf("%-12s %-16s %8.2f  [%.2f–%.2f]", what, r.name, v[len(v)/2], v[0], v[len(v)-1])
+		for _, e := range r.ends {
+			_ = e.Process.Kill()
+			<-e.done
 		}
 	}
+	for _, r := range relays {
+		fresh := start1(r.name) // what bulk left in the heap is no idle connection's
+		r.got[idleMB] = []float64{idle(t, fresh.local, fresh.pids)}
+		for _, e := range fresh.ends {
+			_ = e.Process.Kill()
+			<-e.done
+		}
+	}
+	fmt.Printf("%d interleaved rounds; medians [least-most]\n", done)
+	for _, what := range []string{bulk1, bulk64, cpu1, cpu64, rrP50, rrP99, conns, cpuConn, idleMB, probeP99} {
+		for _, r := range relays {
+			if v := slices.Sorted(slices.Values(r.got[what])); len(v) > 0 {
+				fmt.Printf("%-16s %-16s %9.2f  [%.2f-%.2f]\n", what, r.name, v[len(v)/2], v[0], v[len(v)-1])
+			}
+		}
+	}
+	bars(relays)
+}
+
+// relay is a pair of processes with what was measured.
+type relay struct {
+	name  string
+	local string
+	pids  []int
+	ends  []*process
+	got   map[string][]float64
+}
+
+// What is measured.
+const (
+	bulk1    = "bulk 1 GB/s"
+	bulk64   = "bulk 64 GB/s"
+	cpu1     = "CPU 1 s/GB"
+	cpu64    = "CPU 64 s/GB"
+	rrP50    = "rr p50 µs"
+	rrP99    = "rr p99 µs"
+	conns    = "conn/s"
+	cpuConn  = "CPU µs/conn"
+	idleMB   = "idle 1000 MB"
+	probeP99 = "probe p99 ms"
+)
+
+// bars prints each bar of the project beside what was measured.
+func bars(relays []*relay) {
+	by := map[string]*relay{}
+	for _, r := range relays {
+		by[r.name] = r
+	}
+	plain, mux, bare, stunnel, haproxy := by["ours plain"], by["ours mux"], by["bare crypto/tls"], by["stunnel"], by["haproxy"]
+	median := func(v []float64) float64 { v = slices.Sorted(slices.Values(v)); return v[len(v)/2] }
+	// ratio is the median over rounds of ours to the best of the peers.
+	ratio := func(what string, best func(...float64) float64, ours *relay, peers ...*relay) float64 {
+		var v []float64
+		for i := range ours.got[what] {
+			var of []float64
+			for _, p := range peers {
+				of = append(of, p.got[what][i])
+			}
+			v = append(v, ours.got[what][i]/best(of...))
+		}
+		return median(v)
+	}
+	most := func(v ...float64) float64 { return slices.Max(v) }
+	least := func(v ...float64) float64 { return slices.Min(v) }
+	for _, b := range []struct {
+		name   string
+		got    float64
+		target float64
+		atMost bool
+	}{
+		{"bulk over 1 connection, ours plain to the best of the peers", ratio(bulk1, most, plain, bare, stunnel, haproxy), 1.15, false},
+		{"bulk over 64 connections, ours plain to the best of the peers", ratio(bulk64, most, plain, bare, stunnel, haproxy), 1.25, false},
+		{"CPU per GB over 1 connection, ours plain to stunnel", ratio(cpu1, least, plain, stunnel), 0.8, true},
+		{"CPU per GB over 64 connections, ours plain to stunnel", ratio(cpu64, least, plain, stunnel), 0.8, true},
+		{"CPU per GB over 1 connection, ours plain to the bare relay", ratio(cpu1, least, plain, bare), 0.95, true},
+		{"CPU per GB over 64 connections, ours plain to the bare relay", ratio(cpu64, least, plain, bare), 0.95, true},
+		{"bulk over 1 connection, ours multiplexed to the bare relay", ratio(bulk1, most, mux, bare), 0.9, false},
+		{"bulk over 64 connections, ours multiplexed to the bare relay", ratio(bulk64, most, mux, bare), 0.9, false},
+		{"new connections a second, ours multiplexed to the bare relay", ratio(conns, most, mux, bare), 4, false},
+		{"new connections a second, ours multiplexed to stunnel", ratio(conns, most, mux, stunnel), 7, false},
+		{"request/response p50, ours plain to the best of the peers", ratio(rrP50, least, plain, bare, stunnel, haproxy), 1.1, true},
+		{"request/response p50, ours multiplexed to the best of the peers", ratio(rrP50, least, mux, bare, stunnel, haproxy), 1.1, true},
+		{"1,000 idle connections, ours plain, both ends, MB", median(plain.got[idleMB]), 100, true},
+		{"1,000 idle connections, ours multiplexed, both ends, MB", median(mux.got[idleMB]), 100, true},
+		{"probe stream beside four bulk streams, p99, ms", median(mux.got[probeP99]), 25, true},
+	} {
+		sign, met := ">=", b.got >= b.target
+		if b.atMost {
+			sign, met = "<=", b.got <= b.target
+		}
+		word := "missed"
+		if met {
+			word = "met"
+		}
+		fmt.Printf("bar %-62s %8.2f  target %s %.2f  %s\n", b.name, b.got, sign, b.target, word)
+	}
+}
+
+// probe returns the 99th percentile in ms of a small request/response on one
+// stream while four others carry bulk.
+func probe(t *testing.T, address string) float64 {
+	t.Helper()
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			c, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			b := make([]byte, 128<<10)
+			b[0] = 's'
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := c.Write(b); err != nil {
+					return
+				}
+			}
+		})
+	}
+	time.Sleep(200 * time.Millisecond)
+	times := roundTrips(t, address, 500)
+	close(stop)
+	wg.Wait()
+	return times[len(times)*99/100] / 1000
+}
+
+// roundTrips returns sorted times in µs.
+func roundTrips(t *testing.T, address string, n int) []float64 {
+	c, err := net.Dial("tcp", address)
+	require.NoError(t, err)
+	defer c.Close()
+	_, _ = c.Write([]byte("e"))
+	var times []float64
+	b := make([]byte, 64)
+	for range n {
+		began := time.Now()
+		_, _ = c.Write(b)
+		_, err := io.ReadFull(c, b)
+		require.NoError(t, err)
+		times = append(times, float64(time.Since(began).Nanoseconds())/1000)
+	}
+	slices.Sort(times)
+	return times
 }
 
 // load is the destination: the first byte says what a connection is for.
@@ -131,6 +292,9 @@ func load(t *testing.T) string {
 						_, _ = c.Write(b[:n])
 					}
 				}
+				if b[0] == 'S' { // says that it is there
+					_, _ = c.Write(b[:1])
+				}
 				for { // sink, a byte when all of it is there
 					n, err := c.Read(b)
 					if err != nil {
@@ -150,20 +314,23 @@ func load(t *testing.T) string {
 func measure(t *testing.T, address string, pids []int) map[string]float64 {
 	t.Helper()
 	got := map[string]float64{}
-	for _, n := range []int{1, 64} {
+	for n, names := range map[int][2]string{1: {bulk1, cpu1}, 64: {bulk64, cpu64}} {
 		const total = 512 << 20
+		var open []net.Conn
+		for range n { // handshakes are measured by themselves
+			c, err := net.Dial("tcp", address)
+			require.NoError(t, err)
+			defer c.Close()
+			_, _ = c.Write([]byte("S"))
+			_, err = io.ReadFull(c, make([]byte, 1))
+			require.NoError(t, err)
+			open = append(open, c)
+		}
 		cpu, began := cpuSeconds(pids), time.Now()
 		var wg sync.WaitGroup
-		for range n {
+		for _, c := range open {
 			wg.Go(func() {
-				c, err := net.Dial("tcp", address)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				defer c.Close()
 				b := make([]byte, 128<<10)
-				b[0] = 's'
 				for range total / n / len(b) {
 					_, _ = c.Write(b)
 				}
@@ -175,27 +342,14 @@ func measure(t *testing.T, address string, pids []int) map[string]float64 {
 		}
 		wg.Wait()
 		gb := float64(total) / 1e9
-		got[fmt.Sprintf("bulk%d GB/s", n)] = gb / time.Since(began).Seconds()
-		got[fmt.Sprintf("CPU%d s/GB", n)] = (cpuSeconds(pids) - cpu) / gb
+		got[names[0]] = gb / time.Since(began).Seconds()
+		got[names[1]] = (cpuSeconds(pids) - cpu) / gb
 	}
-	c, err := net.Dial("tcp", address)
-	require.NoError(t, err)
-	_, _ = c.Write([]byte("e"))
-	var times []float64
-	b := make([]byte, 64)
-	for range 1500 {
-		began := time.Now()
-		_, _ = c.Write(b)
-		_, err := io.ReadFull(c, b)
-		require.NoError(t, err)
-		times = append(times, float64(time.Since(began).Microseconds()))
-	}
-	_ = c.Close()
-	slices.Sort(times)
-	got["rr p50 µs"], got["rr p99 µs"] = times[len(times)/2], times[len(times)*99/100]
+	times := roundTrips(t, address, 1500)
+	got[rrP50], got[rrP99] = times[len(times)/2], times[len(times)*99/100]
 	var wg sync.WaitGroup
 	const each, workers = 40, 16
-	began := time.Now()
+	cpu, began := cpuSeconds(pids), time.Now()
 	for range workers {
 		wg.Go(func() {
 			for range each {
@@ -214,22 +368,23 @@ func measure(t *testing.T, address string, pids []int) map[string]float64 {
 		})
 	}
 	wg.Wait()
-	got["conn/s"] = each * workers / time.Since(began).Seconds()
+	got[conns] = each * workers / time.Since(began).Seconds()
+	got[cpuConn] = (cpuSeconds(pids) - cpu) * 1e6 / (each * workers)
 	return got
 }
 
 // idle opens 1,000 connections that did one round trip and returns what both
 // ends hold, in MB.
 func idle(t *testing.T, address string, pids []int) float64 {
-	var conns []net.Conn
+	var open []net.Conn
 	for range 1000 {
 		c, err := net.Dial("tcp", address)
 		require.NoError(t, err)
-		conns = append(conns, c)
+		open = append(open, c)
 		_, _ = c.Write([]byte("ex"))
 		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 		if _, err = io.ReadFull(c, make([]byte, 1)); err != nil {
-			t.Logf("idle connection %d: %v", len(conns), err)
+			t.Logf("idle connection %d: %v", len(open), err)
 			break
 		}
 	}
@@ -244,7 +399,7 @@ func idle(t *testing.T, address string, pids []int) float64 {
 			}
 		}
 	}
-	for _, c := range conns {
+	for _, c := range open {
 		_ = c.Close()
 	}
 	return kb / 1000
