@@ -84,11 +84,17 @@ func (e *endpoint) audit(r FlowRecord) {
 	if r.Verdict != VerdictAllowed || r.Truncated {
 		level = slog.LevelWarn
 	}
+	if e.cfg.Logger.Enabled(e.ctx, level) {
+		e.logFlow(level, r)
+	}
+	if e.cfg.Audit != nil {
+		e.cfg.Audit(r)
+	}
+}
+
+func (e *endpoint) logFlow(level slog.Level, r FlowRecord) {
 	e.cfg.Logger.Log(e.ctx, level, "flow", slog.String("event", "flow."+r.Verdict), slog.String("flow", r.Flow), slog.String("side", string(r.Side)),
 		slog.String("node", r.Node.String()), slog.String("peer", r.Peer.String()), slog.String("target", r.Target), slog.String("addr", r.Addr), slog.String("rule", r.Rule),
 		slog.Uint64("policy_serial", r.PolicySerial), slog.String("decided_by", string(r.DecidedBy)), slog.String("end", r.End), slog.String("reason", r.Reason),
 		slog.Uint64("up", r.Up), slog.Uint64("down", r.Down), slog.Bool("truncated", r.Truncated), slog.Duration("duration", r.Duration))
-	if e.cfg.Audit != nil {
-		e.cfg.Audit(r)
-	}
 }

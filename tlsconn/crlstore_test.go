@@ -66,6 +66,7 @@ func TestCRLRolledBackOverARestart(t *testing.T) {
 // TestModelOfTrust runs random sequences of CRLs, local revocations, root changes
 // and restarts, and holds every verdict to a model.
 func TestModelOfTrust(t *testing.T) {
+	fewer(t, 20, 100)
 	ca, other := newCA(t, "city CA"), newCA(t, "other CA")
 	type leafT struct {
 		cert *x509.Certificate

@@ -181,7 +181,7 @@ func readRequestHead(head []byte) (*http.Request, string, error) {
 	case r.Method == http.MethodConnect:
 		return nil, "", errors.New("CONNECT is refused where a rule names HTTP hosts")
 	case r.Header.Get("Upgrade") != "":
-		return nil, "", errors.New("Upgrade is refused where a rule names HTTP hosts: what follows could not be read")
+		return nil, "", errors.New("an upgrade is refused where a rule names HTTP hosts: what follows could not be read")
 	case hosts != 1:
 		return nil, "", fmt.Errorf("%w: %d Host headers", errHTTP, hosts)
 	case lengths > 1 || encodings > 1 || lengths+encodings > 1:

@@ -248,10 +248,14 @@ func TestFIPSProfile(t *testing.T) {
 		_ = c.Close()
 		return
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestFIPSProfile$")
-	cmd.Env = append(os.Environ(), "GODEBUG=fips140=on", "TLSCONN_FIPS=1")
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, string(out))
+	for _, mode := range []string{"on", "only"} {
+		t.Run(mode, func(t *testing.T) {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestFIPSProfile$")
+			cmd.Env = append(os.Environ(), "GODEBUG=fips140="+mode, "TLSCONN_FIPS=1")
+			out, err := cmd.CombinedOutput()
+			require.NoError(t, err, string(out))
+		})
+	}
 }
 
 func TestPolicyDocument(t *testing.T) {

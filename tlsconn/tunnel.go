@@ -271,7 +271,14 @@ func (t *tunnel) writeControl(s mux.Stream) {
 	for {
 		select {
 		case f := <-t.ctl:
-			if err := writeFrame(s, f); err != nil {
+			b, err := appendFrame(nil, f)
+			for err == nil && len(b) < maxFrame && len(t.ctl) > 0 { // what waits goes together
+				b, err = appendFrame(b, <-t.ctl)
+			}
+			if err == nil {
+				_, err = s.Write(b)
+			}
+			if err != nil {
 				t.lost(err)
 				return
 			}

@@ -66,17 +66,23 @@ type controlFrame struct {
 }
 
 func writeFrame(w io.Writer, v any) error {
+	b, err := appendFrame(nil, v)
+	if err == nil {
+		_, err = w.Write(b)
+	}
+	return err
+}
+
+// appendFrame appends a frame to b.
+func appendFrame(b []byte, v any) ([]byte, error) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(body) > maxFrame {
-		return fmt.Errorf("%w: frame of %d bytes, at most %d", ErrProtocol, len(body), maxFrame)
+		return nil, fmt.Errorf("%w: frame of %d bytes, at most %d", ErrProtocol, len(body), maxFrame)
 	}
-	buf := make([]byte, 4, 4+len(body))
-	binary.BigEndian.PutUint32(buf, uint32(len(body)))
-	_, err = w.Write(append(buf, body...))
-	return err
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(body))), body...), nil
 }
 
 // readFrame reads exactly one frame and not a byte more.

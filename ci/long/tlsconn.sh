@@ -1,13 +1,25 @@
 #!/bin/bash
 # Full figures of tlsconn: 10,000 streams under reloads, fuzzing, and the relays
 # of other vendors beside ours (stunnel4, haproxy, nginx-light, nftables, tcpdump).
+# tlsconn.sh [tests|fuzz|bench] runs one part. bench prints each bar beside its
+# target; TLSCONN_ROUNDS and TLSCONN_MINUTES bound it.
 set -eu
 cd "$(dirname "$0")/../.."
+. ci/lib.sh
+part=${1:-all}
 export TRUSTTREE_LONG=1
-go test -race -count=1 -timeout 20m ./tlsconn ./tlsconn/mud ./tlsconn/confine
-for target in FuzzParseID FuzzTarget FuzzPolicy FuzzFrames FuzzCRL; do
-	go test -run xxx -fuzz "^$target\$" -fuzztime 60s ./tlsconn
-done
-go test -run xxx -fuzz '^FuzzImport$' -fuzztime 60s ./tlsconn/mud
-go test -run xxx -bench . -benchmem ./tlsconn
-go test -count=1 -timeout 60m -v -run '^TestBesidePeers$' ./tlsconn/internal/interop | grep -E 'peers_test|^(---|ok|FAIL)'
+if [ "$part" = all ] || [ "$part" = tests ]; then
+	say "tests"
+	go test -race -count=1 -timeout 20m ./tlsconn ./tlsconn/mud ./tlsconn/confine ./tlsconn/internal/mux
+	go test -race -count=1 -timeout 15m -skip '^TestBesidePeers$' ./tlsconn/internal/interop
+fi
+if [ "$part" = all ] || [ "$part" = fuzz ]; then
+	say "fuzz"
+	fuzz "${FUZZ_SECONDS:-${FUZZTIME:-60}}" ./tlsconn/...
+fi
+if [ "$part" = all ] || [ "$part" = bench ]; then
+	say "bench"
+	go test -run xxx -bench . -benchmem -benchtime 2s -timeout 10m ./tlsconn
+	go test -count=1 -timeout 40m -v -run '^TestBesidePeers$' ./tlsconn/internal/interop | grep -vE '^(=== )'
+	go test -count=1 -v -run '^TestLiveTunnelIsCutWithinASecond$' ./tlsconn | grep -E '^(---|    ---|ok|FAIL)'
+fi
