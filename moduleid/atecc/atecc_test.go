@@ -2,6 +2,7 @@ package atecc_test
 
 import (
 	"context"
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -45,6 +46,135 @@ func TestProofAtDataSheetTiming(t *testing.T) {
 	require.NoError(t, err)
 	proves(t, chip)
 	proves(t, chip)
+}
+
+// The ATECC508A signs from TempKey, and is below the minimum unless it is
+// asked for.
+func TestATECC508A(t *testing.T) {
+	emulator := certified(t, moduleidtest.DataSheet)
+	emulator.Configure(func(z *[128]byte) { z[6], z[7] = 0x50, 0x00 })
+	bus := moduleidtest.NewBus(100_000)
+	bus.Plug(0x60, emulator)
+	host := atecc.NewHost(bus)
+	chip, err := host.Chip(atecc.Config{})
+	require.NoError(t, err)
+	_, err = chip.Prove(t.Context(), moduleid.NewChallenge("node", "bay"))
+	require.ErrorIs(t, err, moduleid.ErrRefused)
+	require.ErrorContains(t, err, "the chip is an ATECC508A; at least ATECC608A")
+	chip, err = host.Chip(atecc.Config{MinRevision: atecc.ATECC508A})
+	require.NoError(t, err)
+	proves(t, chip)
+	proves(t, chip)
+}
+
+// WriteConfig is the upper nibble of SlotConfig: its bit 1 (13) lets GenKey
+// replace a key, its bit 2 (14) lets PrivWrite bring one from outside.
+func TestWriteConfigOfAPrivateKey(t *testing.T) {
+	for word, ok := range map[uint16]bool{
+		0x2087: true,  // Microchip's standard TLS configuration: GenKey only
+		0x0085: true,  // a permanent key
+		0x6083: false, // a common development configuration: PrivWrite too
+		0x4085: false,
+		0x0385: true, // bits 8 to 11 are the write key's slot, and mean nothing without PrivWrite
+	} {
+		var z atecc.ConfigZone
+		z[0], z[1], z[20], z[21], z[96] = 0x01, 0x23, byte(word), byte(word>>8), 0x33
+		err := z.Check(0)
+		assert.Equal(t, ok, err == nil, "%#04x: %v", word, err)
+	}
+}
+
+// A chip that answers with a status is there: it is refused, not missing.
+func TestChipThatWillNotSign(t *testing.T) {
+	for name, change := range map[string]func(*moduleidtest.ATECC608){
+		"no certificate":             func(c *moduleidtest.ATECC608) { _ = c.StoreSlot(8, nil) },
+		"a slot that can't be read":  func(c *moduleidtest.ATECC608) { c.Configure(func(z *[128]byte) { z[36] |= 0x80 }) },
+		"a public key that is shut":  func(c *moduleidtest.ATECC608) { c.Configure(func(z *[128]byte) { z[96] &^= 2 }) },
+		"a certificate that is torn": func(c *moduleidtest.ATECC608) { _ = c.StoreSlot(8, []byte{0x30, 0x82, 0xff}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			emulator := certified(t, moduleidtest.Instant)
+			change(emulator)
+			bus := moduleidtest.NewBus(0)
+			bus.Plug(0x60, emulator)
+			chip, err := atecc.NewHost(bus).Chip(atecc.Config{})
+			require.NoError(t, err)
+			_, err = chip.Prove(t.Context(), moduleid.NewChallenge("node", "bay"))
+			require.ErrorIs(t, err, moduleid.ErrRefused)
+		})
+	}
+}
+
+// A server of the word-address framing that is written from its description,
+// and sends its answers in two pieces with a pause in between.
+func TestTCPServerThatPauses(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	chip := certified(t, moduleidtest.Instant)
+	go chip.ServeTCP(t.Context(), l)
+	front, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer front.Close()
+	var words sync.Map
+	go func() {
+		for {
+			client, err := front.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				return
+			}
+			go func() {
+				defer server.Close()
+				for {
+					var head [2]byte
+					if _, err := io.ReadFull(client, head[:1]); err != nil {
+						return
+					}
+					words.Store(head[0], true)
+					out := head[:1]
+					if head[0] == 3 {
+						if _, err := io.ReadFull(client, head[1:]); err != nil {
+							return
+						}
+						rest := make([]byte, int(head[1])-1)
+						if _, err := io.ReadFull(client, rest); err != nil {
+							return
+						}
+						out = append(head[:], rest...)
+					}
+					_, _ = server.Write(out)
+				}
+			}()
+			go func() {
+				defer client.Close()
+				for {
+					var count [1]byte
+					if _, err := io.ReadFull(server, count[:]); err != nil {
+						return
+					}
+					rest := make([]byte, int(count[0])-1)
+					if _, err := io.ReadFull(server, rest); err != nil {
+						return
+					}
+					for _, p := range [][]byte{count[:], rest} {
+						_, _ = client.Write(p)
+						time.Sleep(45 * time.Millisecond)
+					}
+				}
+			}()
+		}
+	}()
+	bus, err := atecc.OpenTCP(t.Context(), front.Addr().String())
+	require.NoError(t, err)
+	defer bus.Close()
+	c, err := atecc.NewHost(bus).Chip(atecc.Config{})
+	require.NoError(t, err)
+	proves(t, c)
+	_, reset := words.Load(byte(0))
+	assert.False(t, reset, "answers come by themselves")
 }
 
 func TestProofOverTCP(t *testing.T) {

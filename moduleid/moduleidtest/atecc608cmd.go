@@ -99,6 +99,9 @@ func (c *ATECC608) random(mode byte) []byte {
 }
 
 func (c *ATECC608) nonce(mode byte, p2 uint16, in []byte) []byte {
+	if c.old() && mode&0xfc != 0 {
+		return respond(statusParse) // the 508A has TempKey alone
+	}
 	switch mode & 3 {
 	case 3:
 		if len(in) != 32 || p2 != 0 {
@@ -169,7 +172,13 @@ func (c *ATECC608) serial() (sn [9]byte) {
 	return sn
 }
 
+// old reports an ATECC508A, which has no message digest buffer.
+func (c *ATECC608) old() bool { return c.config[6] == 0x50 }
+
 func (c *ATECC608) sign(mode byte, p2 uint16) []byte {
+	if c.old() && mode&0x20 != 0 {
+		return respond(statusParse)
+	}
 	key := c.keyOf(p2)
 	if mode&^byte(0xe0) != 0 {
 		return respond(statusParse)
