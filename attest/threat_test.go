@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -21,6 +22,7 @@ import (
 	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/registry"
 	"github.com/trusttree/trusttree/internal/tpm"
+	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
 )
 
 // T5 (CVE-2021-42299): a bank that firmware does not extend proves nothing,
@@ -199,4 +201,95 @@ func TestT21LogsHoldNoSecret(t *testing.T) {
 			assert.NotContains(t, text, form, name)
 		}
 	}
+}
+
+// T14: an appraiser sees nothing that no TPM vouches for, however large it is.
+func TestT14AppraisersSeeOnlyWhatIsSigned(t *testing.T) {
+	c, m := softCloud(t)
+	n := softnode.NewNode(m)
+	_, err := softEnroll(c, n)
+	require.NoError(t, err)
+	c.opinion = func(attest.Input) attest.Opinion {
+		t.Error("an appraiser was asked")
+		return attest.Opinion{Status: attest.StatusAffirming}
+	}
+	n.Bodies = []attest.Body{{MediaType: "application/x-log", Data: make([]byte, 10<<20)}}
+	for name, tt := range map[string]struct {
+		forge func(*attest.Evidence)
+		class error
+	}{
+		"signature": {func(e *attest.Evidence) { e.Signature[len(e.Signature)-1] ^= 1 }, quote.ErrSignature},
+		"log": {func(e *attest.Evidence) {
+			e.Bodies = []attest.Body{{MediaType: "application/x-log", Data: make([]byte, 9<<20)}}
+		}, quote.ErrNonce},
+		"F3 log stripped":  {func(e *attest.Evidence) { e.Bodies = nil }, quote.ErrNonce},
+		"PCR values":       {func(e *attest.Evidence) { e.PCRValues[0] ^= 1 }, quote.ErrPCRMismatch},
+		"log twice":        {func(e *attest.Evidence) { e.Bodies = append(e.Bodies, e.Bodies[0]) }, attest.ErrMalformed},
+		"log too large":    {func(e *attest.Evidence) { e.Bodies[0].Data = make([]byte, 12<<20) }, attest.ErrMalformed},
+		"unknown version":  {func(e *attest.Evidence) { e.Version = 2 }, attest.ErrMalformed},
+		"quote too large":  {func(e *attest.Evidence) { e.Quote = make([]byte, 2000) }, attest.ErrMalformed},
+		"PCR values short": {func(e *attest.Evidence) { e.PCRValues = e.PCRValues[:64] }, quote.ErrPCRMismatch},
+	} {
+		ch, err := c.verifier.Challenge(t.Context(), n.Session(nil))
+		require.NoError(t, err)
+		s := n.Session(ch.Nonce)
+		e := n.Evidence(t.Context(), s, ch)
+		e.Bodies = append([]attest.Body(nil), e.Bodies...)
+		tt.forge(e)
+		_, err = c.verifier.Appraise(t.Context(), s, e)
+		require.ErrorIs(t, err, tt.class, name)
+	}
+}
+
+// T19: in a TPM that is locked out after failed authorisations the node keeps
+// its identity: it attests and serves TLS, and what has to wait says why.
+func TestT19LockedOutTPM(t *testing.T) {
+	onEach(t, func(t *testing.T, dev *tpmtest.TPM, endorsers attest.Endorsers) {
+		keys, err := open(t, dev, attest.NodeConfig{Endorsers: endorsers}).EndorsementKeys(t.Context())
+		require.NoError(t, err)
+		n := open(t, dev, attest.NodeConfig{Endorsers: endorsers})
+		c := newCloud(t, endorsers)
+		key, _ := c.enroll(n)
+		sealed, err := tpm2.CreatePrimary{
+			PrimaryHandle: tpm2.TPMRHOwner,
+			InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
+				UserAuth: tpm2.TPM2BAuth{Buffer: []byte("right")}, Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: []byte("x")}),
+			}},
+			InPublic: tpm2.New2B(tpm2.TPMTPublic{
+				Type: tpm2.TPMAlgKeyedHash, NameAlg: tpm2.TPMAlgSHA256, ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, UserWithAuth: true},
+				Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgKeyedHash, &tpm2.TPMSKeyedHashParms{Scheme: tpm2.TPMTKeyedHashScheme{Scheme: tpm2.TPMAlgNull}}),
+			}),
+		}.Execute(dev)
+		require.NoError(t, err)
+		rsp, err := dev.Send([]byte{ // TPM2_DictionaryAttackParameters: lock out after one failure
+			0x80, 2, 0, 0, 0, 39, 0, 0, 1, 0x3A, 0x40, 0, 0, 0x0A, 0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0,
+			0, 0, 0, 1, 0, 0, 0x10, 0, 0, 0, 0x10, 0,
+		})
+		require.NoError(t, err)
+		require.Equal(t, []byte{0, 0, 0, 0}, rsp[6:10])
+		for range 2 {
+			_, err = tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: sealed.ObjectHandle, Name: sealed.Name, Auth: tpm2.PasswordAuth([]byte("wrong"))}}.Execute(dev)
+			require.Error(t, err)
+		}
+		require.ErrorIs(t, err, tpm2.TPMRCLockout)
+		require.NoError(t, tpm.Flush(dev, sealed.ObjectHandle))
+
+		for _, ek := range keys {
+			locked := open(t, dev, attest.NodeConfig{EKName: ek.Name})
+			again := newCloud(t, endorsers)
+			ch, err := again.registrar.Begin(t.Context(), locked.EnrollmentRequest(nil))
+			require.NoError(t, err)
+			_, err = locked.Activate(t.Context(), ch, key)
+			if ek.Template[0] == 'L' {
+				require.NoError(t, err, "authorised by policy")
+			} else {
+				require.ErrorIs(t, err, attest.ErrLockout)
+			}
+		}
+		_, err = c.attest(n, session(t, n, key))
+		require.NoError(t, err)
+		cert, err := n.Certificate(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, handshake(t, c, cert, tls.VersionTLS13))
+	})
 }

@@ -185,6 +185,9 @@ func storeStatus(w http.ResponseWriter, err error) int {
 }
 
 func subject(r *http.Request) string {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return "" // the listener asks for a certificate; who has none is refused all the same
+	}
 	leaf := r.TLS.PeerCertificates[0]
 	if len(leaf.URIs) == 1 {
 		return leaf.URIs[0].String()

@@ -3,14 +3,19 @@ package main
 import (
 	"context"
 	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -141,4 +146,37 @@ func TestRegistryOverPostgreSQL(t *testing.T) {
 		_, err = b.Put(t.Context(), stale)
 		require.ErrorIs(t, err, registry.ErrConflict)
 	})
+}
+
+// T10: who shows no certificate, or one that the owner gave no role, is no
+// operator, at any of the pages.
+func TestT10OperatorsHaveCertificates(t *testing.T) {
+	store := testStore(t)
+	a := &admin{store: store, fleet: newFleet("", time.Now), domain: "city.example", log: slog.New(slog.DiscardHandler)}
+	server := httptest.NewUnstartedServer(a.handler())
+	server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13} // the worst that a front end could do
+	server.StartTLS()
+	defer server.Close()
+	stranger, err := newAuthority("evil.example")
+	require.NoError(t, err)
+	for name, certs := range map[string][]tls.Certificate{
+		"none":     nil,
+		"stranger": {{Certificate: [][]byte{stranger.cert.Raw}, PrivateKey: stranger.key}},
+	} {
+		client := server.Client()
+		client.Transport.(*http.Transport).TLSClientConfig.Certificates = certs
+		for _, route := range []string{
+			"PUT /v1/admin/assignments", "PUT /v1/admin/tenants/x", "POST /v1/admin/nodes/00/revoke", "POST /v1/admin/nodes/00/release",
+			"GET /v1/admin/tenants", "POST /v1/admin/tokens", "GET /v1/admin/checkpoint", "POST /v1/admin/nodes/00/reattest", "GET /v1/admin/fleet",
+		} {
+			method, path, _ := strings.Cut(route, " ")
+			req, err := http.NewRequestWithContext(t.Context(), method, server.URL+path, strings.NewReader("{}"))
+			require.NoError(t, err)
+			rsp, err := client.Do(req)
+			require.NoError(t, err)
+			require.NoError(t, rsp.Body.Close())
+			assert.Contains(t, []int{http.StatusUnauthorized, http.StatusForbidden}, rsp.StatusCode, "%s: %s", name, route)
+		}
+		client.CloseIdleConnections()
+	}
 }
