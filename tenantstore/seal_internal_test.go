@@ -30,10 +30,9 @@ func FuzzOpenRecord(f *testing.F) {
 	f.Add(ek, append([]byte{2}, good[1:]...))
 	f.Add([]byte{}, []byte{})
 	f.Fuzz(func(t *testing.T, k, sealed []byte) {
-		same := bytes.Equal(sealed, good) && bytes.Equal(k, ek)
-		version, value, err := z.open(new(scratch), k, sealed)
-		if same {
-			require.NoError(t, err)
+		version, value, err := z.open(new(scratch), k, bytes.Clone(sealed))
+		if err == nil { // a seed: the fuzzer's other processes seal it with other nonces
+			require.Equal(t, ek, k)
 			require.Equal(t, uint64(7), version)
 			require.Equal(t, "value", string(value))
 			return
