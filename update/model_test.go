@@ -121,10 +121,14 @@ func TestModelTracesAreTheCodes(t *testing.T) {
 // replay runs the code with the trace's power cuts and returns its events.
 func replay(t *testing.T, pub *publisher, trace []string, healthy bool) []string {
 	var cuts, events []string
+	var nth []int // a phase may be entered several times before the cut that is called after it
+	seen := map[string]int{}
 	for _, e := range trace {
 		if c, ok := strings.CutPrefix(e, "cut "); ok {
-			cuts = append(cuts, c)
+			cuts, nth = append(cuts, c), append(nth, max(seen["phase "+c], 1))
+			clear(seen)
 		}
+		seen[e]++
 	}
 	w := newWorld(t, pub, updatetest.NewPower(-1), healthy)
 	w.booted = func(s update.Slot) { events = append(events, "boot "+string(s)) }
@@ -132,7 +136,13 @@ func replay(t *testing.T, pub *publisher, trace []string, healthy bool) []string
 	for {
 		match := func(string) bool { return false }
 		if len(cuts) > 0 {
-			match = step(cuts[0])
+			is, left := step(cuts[0]), nth[0]
+			match = func(s string) bool {
+				if is(s) {
+					left--
+				}
+				return left == 0 && is(s)
+			}
 		}
 		w.setPower(updatetest.CutAt(func(s string) bool {
 			if p, ok := strings.CutPrefix(s, "log update.phase "); ok {
@@ -148,7 +158,7 @@ func replay(t *testing.T, pub *publisher, trace []string, healthy bool) []string
 			return append(events, "rest "+string(w.loader.Running))
 		}
 		events = append(events, "cut "+cuts[0])
-		cuts = cuts[1:]
+		cuts, nth = cuts[1:], nth[1:]
 		w.booted(w.loader.Boot())
 	}
 }
