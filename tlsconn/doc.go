@@ -35,6 +35,14 @@
 // generates, not by this one. CRL numbers are remembered over restarts only with
 // a TrustOptions.CRLs store.
 //
+// # Events
+//
+// The Logger's attribute "event" is tunnel.up, tunnel.refused, tunnel.attested,
+// tunnel.reattest, tunnel.drain, tunnel.cut or tunnel.down for a tunnel's life;
+// flow.allowed, flow.denied or flow.report for each flow's record; accept.failed,
+// resolve.failed, dial.failed, evidence.failed and drain.timeout for what to look
+// into. TunnelEvent and FlowRecord hold the same facts.
+//
 // # Compatibility
 //
 // Frames and policy documents carry version 1. Readers accept the current
