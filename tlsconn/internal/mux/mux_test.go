@@ -281,6 +281,7 @@ func TestPeerThatBreaksTheProtocol(t *testing.T) {
 		"stream opened twice":    append(frame(0, 1, 1, 1, 0), frame(0, 1, 1, 1, 0)...),
 		"more than the window":   frame(0, 0, 1, 1, mux.MinWindow+1),
 		"window of the sky":      append(frame(0, 1, 1, 1, 0), frame(0, 1, 0, 1, 1<<31)...),
+		"frame of 4 GiB":         frame(0, 0, 0, 3, 0xffffffff),
 		"bytes after the end":    append(frame(0, 0, 5, 1, 1, 'x'), frame(0, 0, 0, 1, 1, 'y')...),
 		"cut within a frame":     frame(0, 0, 1, 1, 100, 'x'),
 		"session ends by a code": frame(0, 3, 0, 0, 9),

@@ -219,6 +219,9 @@ func (s *session) streamFrame(h *header, r *reader) error {
 		return err
 	}
 	if h.kind() == typeData {
+		if h.length() > maxCredit { // no window is that large; and it fits an int of 32 bits
+			return fmt.Errorf("%w: frame of %d bytes", errProtocol, h.length())
+		}
 		if h.length() > 0 {
 			if err := st.receive(int(h.length()), r); err != nil {
 				return err
