@@ -5,7 +5,7 @@
 # swtpm-tools, tpm2-tools and postgresql.
 #
 #	attest.sh [tests|fuzz|bench]
-set -eu
+set -euo pipefail
 cd "$(dirname "$0")/../.."
 . ci/lib.sh
 part=${1:-all}
@@ -36,17 +36,22 @@ if [ "$part" = all ] || [ "$part" = bench ]; then
 		for (i = 3; i < NF; i += 2) { u[$(i+1)] = $i }
 		if (!($1 in best) || u["cpu-ns/op"] < best[$1]) best[$1] = u["cpu-ns/op"]
 		allocs[$1] = u["allocs/op"]
+		if ($1 ~ /interleaved$/) { # all in turn: the fair comparison
+			n = $1; sub(/\/interleaved$/, "", n)
+			for (m in u) if (m ~ /-ns$/) { v = m; sub(/-ns$/, "", v); if (!((n "/" v) in fair) || u[m] < fair[n "/" v]) fair[n "/" v] = u[m] }
+		}
+		delete u
 	}
 	function bar(text, figure, target, good) { printf "%-58s %10s   bar %-10s %s\n", text, figure, target, good ? "met" : "MISSED" }
 	END {
 		split("P-256 RSA-2048", kinds, " "); floor["P-256"] = 8000; floor["RSA-2048"] = 20000
 		for (k = 1; k <= 2; k++) {
-			n = kinds[k]; ours = best[n "/ours"]; bare = best[n "/bare-signature"]
+			n = kinds[k]; ours = fair[n "/ours"]; bare = fair[n "/bare-signature"]
 			bar(n ": verifications a second and core", sprintf("%.0f", 1e9/ours), ">= " floor[n], 1e9/ours >= floor[n])
 			bar(n ": over the bare signature", sprintf("%.2fx", ours/bare), "<= 1.35x", ours/bare <= 1.35)
 			bar(n ": allocations", allocs[n "/ours"], "<= 20", allocs[n "/ours"] <= 20)
-			bar(n ": go-attestation takes", sprintf("%.2fx ours", best[n "/go-attestation"]/ours), "> 1x", best[n "/go-attestation"] > ours)
-			bar(n ": go-tpm-tools takes", sprintf("%.2fx ours", best[n "/go-tpm-tools"]/ours), "> 1x", best[n "/go-tpm-tools"] > ours)
+			bar(n ": go-attestation takes", sprintf("%.2fx ours", fair[n "/go-attestation"]/ours), "> 1x", fair[n "/go-attestation"] > ours)
+			bar(n ": go-tpm-tools takes", sprintf("%.2fx ours", fair[n "/go-tpm-tools"]/ours), "> 1x", fair[n "/go-tpm-tools"] > ours)
 		}
 	}' "$out"
 fi
