@@ -320,6 +320,7 @@ func (d *demo) clonedNode(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	_ = clone.Stop() // it gives the state directory up
 	// The thief takes the pin out and enrols anew with the token.
 	if err := os.Rename(d.node.Path("state", "ek-name"), d.path("ek-name")); err != nil {
 		return "", err
