@@ -25,7 +25,8 @@ import (
 // drivers are the modules that the machine loads, in that order, below the
 // kernel's module directory.
 var drivers = []string{"drivers/usb/common/usb-common", "drivers/usb/core/usbcore", "drivers/usb/usbip/usbip-core",
-	"drivers/usb/usbip/vhci-hcd", "drivers/i2c/i2c-dev", "drivers/i2c/busses/i2c-tiny-usb"}
+	"drivers/usb/usbip/vhci-hcd", "drivers/i2c/i2c-dev", "drivers/i2c/busses/i2c-tiny-usb",
+	"drivers/hid/hid", "drivers/hid/usbhid/usbhid", "drivers/hid/hid-cp2112"}
 
 var versioned = regexp.MustCompile(`linux-image-[0-9][^ \n]*-amd64`)
 
@@ -86,17 +87,17 @@ func TestRealI2CBus(t *testing.T) {
 	initrd := filepath.Join(dir, "initrd.gz")
 	require.NoError(t, os.WriteFile(initrd, archive(t, k, pid1), 0o600))
 
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(testenv.N(8, 40))*time.Minute)
 	defer cancel()
 	vm := exec.CommandContext(ctx, qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "384", "-nographic", "-no-reboot", "-nodefaults",
-		"-serial", "stdio", "-kernel", images[0], "-initrd", initrd, "-append", "console=ttyS0 quiet loglevel=4 panic=-1")
+		"-serial", "stdio", "-kernel", images[0], "-initrd", initrd, "-append", "console=ttyS0 quiet loglevel=4 panic=-1"+[]string{"", " i2cvm.long"}[testenv.N(0, 1)])
 	console, err := vm.CombinedOutput()
 	require.NoError(t, err, "%s", console)
 	results := regexp.MustCompile(`I2CVM (PASS|FAIL) ([^\r\n]*)`).FindAllStringSubmatch(string(console), -1)
 	for _, r := range results {
 		t.Run(strings.SplitN(r[2], ":", 2)[0], func(t *testing.T) { assert.Equal(t, "PASS", r[1], r[2]) })
 	}
-	assert.Len(t, results, 8, "every check ran: %s", console)
+	assert.Len(t, results, 10, "every check ran: %s", console)
 	assert.Contains(t, string(console), "I2CVM DONE", "%s", console)
 }
 

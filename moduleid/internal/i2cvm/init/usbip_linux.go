@@ -24,17 +24,28 @@ const (
 	stall      = -32
 )
 
-// adapter serves USB requests for the bus.
+// device is what a software USB device does with a control request.
+type device interface {
+	control(setup, out []byte, length int) (in []byte, status int32)
+}
+
+// port carries the requests of the virtual host controller to a device.
+type port struct {
+	device
+	f *os.File
+
+	mu sync.Mutex
+}
+
+// adapter is the I2C adapter.
 type adapter struct {
 	bus    *moduleidtest.Bus
 	status byte
-
-	mu sync.Mutex
-	f  *os.File
 }
 
-// serve answers until the connection ends.
-func (a *adapter) serve() {
+// serve answers until the connection ends. Interrupt transfers towards the
+// host stay open: these devices have nothing to say of their own.
+func (a *port) serve() {
 	be := binary.BigEndian
 	for {
 		h := make([]byte, 48)
@@ -57,7 +68,14 @@ func (a *adapter) serve() {
 				return
 			}
 		}
-		data, status := a.control(h[40:48], out, length)
+		var data []byte
+		var status int32
+		switch endpoint := be.Uint32(h[16:]); {
+		case endpoint == 0:
+			data, status = a.control(h[40:48], out, length)
+		case in:
+			continue
+		}
 		if len(data) > length {
 			data = data[:length]
 		}
@@ -75,7 +93,7 @@ func (a *adapter) serve() {
 	}
 }
 
-func (a *adapter) write(p []byte) {
+func (a *port) write(p []byte) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	_, _ = a.f.Write(p) // a connection that ended shows at the next read
