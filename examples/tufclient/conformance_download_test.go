@@ -202,6 +202,7 @@ func TestInterruptedDownloadResumes(t *testing.T) {
 			require.NoError(t, stop(cmd))
 			err := cmd.Wait()
 			close(go_)
+			s.settle()
 			if name == "connection lost" {
 				require.NoError(t, err, "one command resumes by itself")
 			} else {

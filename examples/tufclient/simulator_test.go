@@ -365,6 +365,13 @@ func (s *sim) metadata(w http.ResponseWriter, file string) {
 	_, _ = w.Write(files[n]) // a client that goes away is not this test's
 }
 
+// settle orders what the test does with what the server did: the command
+// between them is another process.
+func (s *sim) settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+}
+
 func (s *sim) reset() { s.asked, s.fetched = nil, nil }
 
 // cli is the command with its two directories.
@@ -385,6 +392,7 @@ func newClient(t *testing.T, s *sim) *cli {
 }
 
 func (c *cli) command(args ...string) *exec.Cmd {
+	c.sim.settle()
 	cmd := exec.CommandContext(context.Background(), os.Args[0], args...)
 	cmd.Env = append(os.Environ(), asCommand+"=1")
 	if c.path != "" {
@@ -396,6 +404,7 @@ func (c *cli) command(args ...string) *exec.Cmd {
 func (c *cli) run(args ...string) int {
 	c.t.Helper()
 	out, err := c.command(args...).CombinedOutput()
+	c.sim.settle()
 	if err == nil {
 		return 0
 	}
