@@ -1,0 +1,76 @@
+package trusttree_test
+
+import (
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// namedTest is how the docs name a test: the package's directory, then the test.
+var namedTest = regexp.MustCompile(`([a-z0-9_][a-z0-9_/]*): ((?:Test|Fuzz|Example|Benchmark)[A-Za-z0-9_]+)`)
+
+// TestNamedTestsExist holds the threat tables against the code: a defence whose
+// test is gone is no longer shown.
+func TestNamedTestsExist(t *testing.T) {
+	files, err := filepath.Glob("docs/threats/*.md")
+	require.NoError(t, err)
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		require.NoError(t, err)
+		named := namedTest.FindAllStringSubmatch(string(text), -1)
+		assert.NotEmpty(t, named, name)
+		for _, m := range named {
+			assert.True(t, declares(t, m[1], m[2]), "%s names %s: %s, which does not exist", name, m[1], m[2])
+		}
+	}
+}
+
+// declares reports whether a test of a package is declared.
+func declares(t *testing.T, dir, test string) bool {
+	sources, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+	require.NoError(t, err)
+	for _, src := range sources {
+		text, err := os.ReadFile(src)
+		require.NoError(t, err)
+		if strings.Contains(string(text), "func "+test+"(") {
+			return true
+		}
+	}
+	return false
+}
+
+var markdownLink = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+
+// TestLinksOfTheDocs follows every link to a file of this repository.
+func TestLinksOfTheDocs(t *testing.T) {
+	require.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (d.Name() == ".git" || d.Name() == "testdata") {
+			return fs.SkipDir
+		}
+		if filepath.Ext(path) != ".md" {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		require.NoError(t, err)
+		for _, m := range markdownLink.FindAllStringSubmatch(string(text), -1) {
+			u, err := url.Parse(m[1])
+			require.NoError(t, err, path)
+			if u.Scheme != "" || u.Path == "" {
+				continue
+			}
+			_, err = os.Stat(filepath.Join(filepath.Dir(path), u.Path))
+			assert.NoError(t, err, "%s links %s", path, m[1])
+		}
+		return nil
+	}))
+}
