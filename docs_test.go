@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/trusttree/trusttree/internal/testenv"
 )
 
 // namedTest is how the docs name a test: the package's directory, then the test.
@@ -73,4 +76,13 @@ func TestLinksOfTheDocs(t *testing.T) {
 		}
 		return nil
 	}))
+}
+
+// TestUnitsAreSandboxed holds the systemd units to their sandbox.
+func TestUnitsAreSandboxed(t *testing.T) {
+	analyze := testenv.Tool(t, "systemd-analyze", "systemd")
+	for _, unit := range []string{"trusttree-node.service", "trusttree-cloud.service"} {
+		out, err := exec.Command(analyze, "security", "--offline=true", "--threshold=20", "--no-pager", filepath.Join("deploy", "systemd", unit)).CombinedOutput()
+		assert.NoError(t, err, "%s is exposed more than 2.0:\n%s", unit, out)
+	}
 }
