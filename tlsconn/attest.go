@@ -49,11 +49,13 @@ func (t *tunnel) bind(label string, context []byte) ([]byte, error) {
 	return b, nil
 }
 
-// startAttest runs the node's half on a stream of its own, once at a time.
+// startAttest runs the node's half on a stream of its own, once at a time. What
+// is asked while one runs is not lost: the gateway has had that one's answer,
+// and wants newer evidence.
 func (t *tunnel) startAttest() {
 	t.mu.Lock()
 	busy := t.attesting
-	t.attesting = true
+	t.attesting, t.attestAgain = true, busy
 	t.mu.Unlock()
 	if busy {
 		return
@@ -61,10 +63,14 @@ func (t *tunnel) startAttest() {
 	t.spawn(func() {
 		err := t.attest()
 		t.mu.Lock()
-		t.attesting = false
+		again := t.attestAgain
+		t.attesting, t.attestAgain = false, false
 		t.mu.Unlock()
-		if err != nil {
+		switch {
+		case err != nil:
 			t.cut(CodeNotAttested, "evidence exchange failed: "+err.Error(), err)
+		case again:
+			t.startAttest()
 		}
 	})
 }
@@ -120,6 +126,13 @@ func (t *tunnel) appraise(s mux.Stream) {
 	t.markReady(until)
 	t.send(controlFrame{Type: ctlAttested, Until: &until})
 	t.scheduleReattest(until)
+	t.mu.Lock()
+	again := t.reattestAgain
+	t.reattestAgain = false
+	t.mu.Unlock()
+	if again {
+		t.reattest("on demand")
+	}
 }
 
 // scheduleReattest asks for new evidence when four fifths of the result's time
@@ -143,12 +156,15 @@ func (t *tunnel) scheduleReattest(until time.Time) {
 }
 
 // reattest asks the node for fresh evidence; the tunnel is cut when none comes
-// within AttestTimeout.
+// within AttestTimeout. While evidence is awaited that may be older than what
+// made somebody ask, the node is asked once more after it.
 func (t *tunnel) reattest(why string) {
 	t.mu.Lock()
 	outstanding := !t.asked.IsZero()
 	if !outstanding {
 		t.asked = time.Now()
+	} else {
+		t.reattestAgain = true
 	}
 	t.mu.Unlock()
 	if outstanding {
