@@ -28,8 +28,10 @@ func (n *node) identify(ctx context.Context) error {
 		Log: n.log,
 		Collectors: []attest.Collector{
 			attest.FileCollector(wire.TypeEventLog, n.cfg.EventLog, maxEventLog),
-			func(ctx context.Context, nonce []byte) (string, []byte, error) { return n.modules.Collect(ctx, nonce) },
 		},
+	}
+	if len(n.cfg.Modules) > 0 {
+		c.Collectors = append(c.Collectors, func(ctx context.Context, nonce []byte) (string, []byte, error) { return n.modules.Collect(ctx, nonce) })
 	}
 	if n.cfg.IMALog != "" {
 		c.Collectors = append(c.Collectors, attest.FileCollector(wire.TypeIMALog, n.cfg.IMALog, wire.MaxFrame/2))

@@ -102,11 +102,13 @@ func (n *node) run(ctx context.Context) (err error) {
 	if err := n.identify(ctx); err != nil {
 		return n.lost("tpm", err)
 	}
-	if err := n.openModules(); err != nil {
-		return n.lost("modules", err)
+	if len(n.cfg.Modules) > 0 {
+		if err := n.openModules(); err != nil {
+			return n.lost("modules", err)
+		}
+		inventory, err := n.modules.AdmitAll(ctx)
+		n.showModules(inventory, err)
 	}
-	inventory, err := n.modules.AdmitAll(ctx)
-	n.showModules(inventory, err)
 	if err := n.openKeep(); err != nil {
 		_ = n.lost("keep", err)
 	}
