@@ -180,16 +180,8 @@ func (n *Node) Power(ctx context.Context, log []byte) error { return n.PowerWith
 
 // PowerWith does it with another TPM in its place.
 func (n *Node) PowerWith(ctx context.Context, t *attesttest.TPM, log []byte) error {
-	parsed, err := eventlog.Parse(log, nil)
-	if err != nil {
-		return err
-	}
-	var measured []attesttest.Measurement
-	for e := range parsed.Extends() {
-		measured = append(measured, attesttest.Measurement{PCR: e.PCR, Digests: e.Digests})
-	}
 	n.bus.close()
-	if err := t.Boot(measured...); err != nil {
+	if err := Measure(t, log); err != nil {
 		return err
 	}
 	_ = os.Remove(n.Path("tpm.sock"))
@@ -204,6 +196,19 @@ func (n *Node) PowerWith(ctx context.Context, t *attesttest.TPM, log []byte) err
 		return err
 	}
 	return os.WriteFile(n.Path("event-log"), log, 0o600)
+}
+
+// Measure resets a TPM and gives it the measurements of a boot's log.
+func Measure(t *attesttest.TPM, log []byte) error {
+	parsed, err := eventlog.Parse(log, nil)
+	if err != nil {
+		return err
+	}
+	var measured []attesttest.Measurement
+	for e := range parsed.Extends() {
+		measured = append(measured, attesttest.Measurement{PCR: e.PCR, Digests: e.Digests})
+	}
+	return t.Boot(measured...)
 }
 
 // Reboot kills the daemon, lets the boot loader choose a slot, and powers the
