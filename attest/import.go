@@ -19,7 +19,7 @@ import (
 func (r *Registrar) BeginImport(ctx context.Context, ekCertificates [][]byte, token []byte) (*ekimport.Challenge, error) {
 	c, err := r.beginImport(ctx, ekCertificates, token)
 	if err != nil {
-		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "enroll_refused", "step", "begin-import", "error", err.Error())
+		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "attest.enroll-refused", "step", "begin-import", "error", err.Error())
 	}
 	return c, err
 }
@@ -75,10 +75,10 @@ func (r *Registrar) beginImport(ctx context.Context, ekCertificates [][]byte, to
 func (r *Registrar) CompleteImport(ctx context.Context, rsp *ekimport.Response) (*Enrollment, error) {
 	e, err := r.completeImport(ctx, rsp)
 	if err != nil {
-		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "enroll_refused", "step", "complete-import", "error", err.Error())
+		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "attest.enroll-refused", "step", "complete-import", "error", err.Error())
 		return nil, err
 	}
-	r.c.Log.InfoContext(ctx, "device enrolled", "event", "enrolled", "device", e.Device.String(), "expires", e.Expires)
+	r.c.Log.InfoContext(ctx, "device enrolled", "event", "attest.enrolled", "device", e.Device.String(), "expires", e.Expires)
 	return e, nil
 }
 

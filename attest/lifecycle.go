@@ -18,7 +18,7 @@ func (r *Registrar) Revoke(ctx context.Context, id registry.DeviceID, reason str
 		return nil
 	})
 	if err == nil {
-		r.c.Log.WarnContext(ctx, "device revoked", "event", "revoked", "device", id.String(), "reason", reason)
+		r.c.Log.WarnContext(ctx, "device revoked", "event", "attest.revoked", "device", id.String(), "reason", reason)
 	}
 	return err
 }
@@ -35,7 +35,7 @@ func (r *Registrar) Release(ctx context.Context, id registry.DeviceID) error {
 		return nil
 	})
 	if err == nil {
-		r.c.Log.WarnContext(ctx, "device released", "event", "released", "device", id.String())
+		r.c.Log.WarnContext(ctx, "device released", "event", "attest.released", "device", id.String())
 	}
 	return err
 }

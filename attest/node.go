@@ -202,7 +202,7 @@ func (n *Node) readEK(d *tpm.Device, t ekTemplate) (*EndorsementKey, error) {
 	}
 	cert, err := parseEKCertificate(der)
 	if err != nil {
-		n.c.Log.Warn("endorsement certificate can't be read", "event", "ek_unreadable", "template", t.name, "error", err.Error())
+		n.c.Log.Warn("endorsement certificate can't be read", "event", "attest.ek-unreadable", "template", t.name, "error", err.Error())
 		return nil, fmt.Errorf("%w: %w", ErrNoKey, err)
 	}
 	want, err := t.public(cert.PublicKey)
@@ -228,7 +228,7 @@ func (n *Node) readEK(d *tpm.Device, t ekTemplate) (*EndorsementKey, error) {
 			return nil, err
 		}
 		if !bytes.Equal(k.Name.Buffer, name.Buffer) {
-			n.c.Log.Warn("TPM has another endorsement key than the certified one", "event", "ek_mismatch", "template", t.name)
+			n.c.Log.Warn("TPM has another endorsement key than the certified one", "event", "attest.ek-mismatch", "template", t.name)
 			return nil, fmt.Errorf("%w: template %s: the certificate is for another key", ErrNoKey, t.name)
 		}
 	}

@@ -140,7 +140,7 @@ func (n *Node) InitialCertificates(ctx context.Context) ([]*x509.Certificate, er
 			}
 			b, err := readNV(d, h)
 			if errors.Is(err, ErrNoKey) {
-				n.c.Log.Warn("NV index can't be a certificate", "event", "devid_unreadable", "index", fmt.Sprintf("0x%08x", uint32(h)), "error", err.Error())
+				n.c.Log.Warn("NV index can't be a certificate", "event", "attest.devid-unreadable", "index", fmt.Sprintf("0x%08x", uint32(h)), "error", err.Error())
 				continue
 			}
 			if err != nil {
@@ -150,7 +150,7 @@ func (n *Node) InitialCertificates(ctx context.Context) ([]*x509.Certificate, er
 		}
 		var skipped int
 		if list, skipped = certificatesIn(contents); skipped > 0 {
-			n.c.Log.Warn("NV indices of the maker hold what is no certificate", "event", "devid_unreadable", "indices", skipped)
+			n.c.Log.Warn("NV indices of the maker hold what is no certificate", "event", "attest.devid-unreadable", "indices", skipped)
 		}
 		return nil
 	})

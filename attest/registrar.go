@@ -114,7 +114,7 @@ func ttl(d *time.Duration, def, most time.Duration, name string) error {
 func (r *Registrar) Begin(ctx context.Context, req *EnrollmentRequest) (*ActivationChallenge, error) {
 	c, err := r.begin(ctx, req)
 	if err != nil {
-		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "enroll_refused", "step", "begin", "error", err.Error())
+		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "attest.enroll-refused", "step", "begin", "error", err.Error())
 	}
 	return c, err
 }
@@ -189,10 +189,10 @@ func (r *Registrar) entry(ctx context.Context, en *Endorsement, akPublic []byte)
 func (r *Registrar) Complete(ctx context.Context, rsp *ActivationResponse) (*Enrollment, error) {
 	e, err := r.complete(ctx, rsp)
 	if err != nil {
-		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "enroll_refused", "step", "complete", "error", err.Error())
+		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "attest.enroll-refused", "step", "complete", "error", err.Error())
 		return nil, err
 	}
-	r.c.Log.InfoContext(ctx, "device enrolled", "event", "enrolled", "device", e.Device.String(), "expires", e.Expires)
+	r.c.Log.InfoContext(ctx, "device enrolled", "event", "attest.enrolled", "device", e.Device.String(), "expires", e.Expires)
 	return e, nil
 }
 

@@ -42,7 +42,7 @@ func (v *Verifier) Sweep(ctx context.Context) (missed []registry.DeviceID, err e
 			switch {
 			case err == nil:
 				missed = append(missed, d.ID)
-				v.c.Log.WarnContext(ctx, "deadline missed", "event", "deadline_missed", "device", d.ID.String(), "deadline", d.Deadline)
+				v.c.Log.WarnContext(ctx, "deadline missed", "event", "attest.deadline-missed", "device", d.ID.String(), "deadline", d.Deadline)
 			case !errors.Is(err, errNothingToDo):
 				return missed, err
 			}

@@ -193,7 +193,7 @@ func TestT21LogsHoldNoSecret(t *testing.T) {
 	_, err = softAttest(c, n)
 	require.ErrorIs(t, err, attest.ErrRevoked)
 	text := logs.String()
-	for _, event := range []string{"event=enroll_refused", "event=enrolled", "event=appraised", "event=revoked"} {
+	for _, event := range []string{"event=attest.enroll-refused", "event=attest.enrolled", "event=attest.appraised", "event=attest.revoked"} {
 		assert.Contains(t, text, event)
 	}
 	for name, secret := range map[string][]byte{"activation secret": rsp.Secret, "guessed secret": bad.Secret, "token": req.Token, "nonce": ch.Nonce} {

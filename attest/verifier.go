@@ -199,7 +199,7 @@ func (v *Verifier) Appraise(ctx context.Context, s Session, e *Evidence) (*Resul
 		v.refused(ctx, s, err)
 		return nil, err
 	}
-	v.c.Log.InfoContext(ctx, "evidence affirmed", "event", "appraised", "device", s.Device.String(), "purpose", s.Purpose)
+	v.c.Log.InfoContext(ctx, "evidence affirmed", "event", "attest.appraised", "device", s.Device.String(), "purpose", s.Purpose)
 	return r, nil
 }
 
@@ -409,7 +409,7 @@ func refusal(err error) error {
 // refused logs a refusal, and notes a violated policy in the registry. Broken
 // evidence is not noted: anybody can send it.
 func (v *Verifier) refused(ctx context.Context, s Session, err error) {
-	v.c.Log.WarnContext(ctx, "evidence refused", "event", "refused", "device", s.Device.String(), "purpose", s.Purpose, "error", err.Error())
+	v.c.Log.WarnContext(ctx, "evidence refused", "event", "attest.evidence-refused", "device", s.Device.String(), "purpose", s.Purpose, "error", err.Error())
 	var a *AppraisalError
 	if !errors.As(err, &a) || a.Broken || errors.Is(err, ErrRevoked) {
 		return
@@ -421,6 +421,6 @@ func (v *Verifier) refused(ctx context.Context, s Session, err error) {
 		d.State, d.Reason = registry.Failing, a.Error()
 		return nil
 	}); err != nil && !errors.Is(err, ErrRevoked) {
-		v.c.Log.ErrorContext(ctx, "failed appraisal not noted", "event", "registry_error", "device", s.Device.String(), "error", err.Error())
+		v.c.Log.ErrorContext(ctx, "failed appraisal not noted", "event", "attest.registry-error", "device", s.Device.String(), "error", err.Error())
 	}
 }
