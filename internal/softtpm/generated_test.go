@@ -88,11 +88,15 @@ func TestSwtpmAnswersGeneratedStreamsAsRecorded(t *testing.T) {
 	}
 }
 
-// TestFreshlyGeneratedStreams compares both TPMs on new seeds: in the full run
-// 1,000, else a few.
+// TestFreshlyGeneratedStreams compares both TPMs as they are here: in the full
+// run on 1,000 seeds that nobody has tried, else on a few that are always the
+// same, so that a gate does not turn red by chance.
 func TestFreshlyGeneratedStreams(t *testing.T) {
 	testenv.Tool(t, "swtpm", "swtpm")
-	first := uint64(time.Now().UnixNano())
+	first := uint64(1 << 32)
+	if testenv.Long() {
+		first = uint64(time.Now().UnixNano())
+	}
 	if s := os.Getenv("TRUSTTREE_SEED"); s != "" {
 		_, err := fmt.Sscan(s, &first)
 		require.NoError(t, err)
