@@ -138,6 +138,10 @@ func (c *cloud) queryHandler() http.HandlerFunc {
 				w.Header().Set("Link", fmt.Sprintf("</v1/records?%s>; rel=\"next\"", next.Encode()))
 				break
 			}
+			if len(out) >= 2*maxAnswer {
+				http.Error(w, fmt.Sprintf("over %d records have the time %s: they do not fit into an answer; a backup has them", maxAnswer, point.Time.Format(time.RFC3339Nano)), http.StatusUnprocessableEntity)
+				return
+			}
 			out = append(out, wire.Sample{Time: point.Time, Value: point.Value})
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -165,7 +169,7 @@ func (c *cloud) auditHandler() http.HandlerFunc {
 }
 
 // maxAnswer bounds the records of one answer; points of the last time may add
-// a few.
+// as many again.
 const maxAnswer = 10000
 
 func storeStatus(w http.ResponseWriter, err error) int {

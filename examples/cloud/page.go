@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,7 +28,7 @@ type page struct {
 	fleet    *fleet
 	monitor  *monitor
 	usage    *usage
-	tenants  func(context.Context) ([]tenantstore.Info, error) // nil where nobody is authenticated
+	tenants  func(context.Context, tenantstore.Principal) ([]tenantstore.Info, error)
 	releases func(context.Context) ([]releaseView, error)
 	log      *slog.Logger
 }
@@ -181,14 +182,17 @@ func treeOf(n nodeView) []branch {
 	return []branch{identity}
 }
 
+// operatorKey is the context's key of the operator who asks.
+type operatorKey struct{}
+
 func (p *page) showTenants(w http.ResponseWriter, r *http.Request) {
 	type row struct {
 		tenantstore.Info
 		tenantUsage
 	}
 	var rows []row
-	if p.tenants != nil {
-		all, err := p.tenants(r.Context())
+	if who, ok := r.Context().Value(operatorKey{}).(tenantstore.Principal); ok {
+		all, err := p.tenants(r.Context(), who)
 		if err != nil {
 			p.fail(w, err)
 			return
@@ -201,6 +205,7 @@ func (p *page) showTenants(w http.ResponseWriter, r *http.Request) {
 			rows = append(rows, row{tenantstore.Info{ID: id, State: "active"}, u})
 		}
 	}
+	slices.SortFunc(rows, func(a, b row) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	p.render(w, r, "tenants", map[string]any{"Tenants": rows})
 }
 

@@ -307,19 +307,18 @@ func (c *cloud) run(ctx context.Context, loopbackPage string) error {
 		return err
 	}
 	operators := c.admin()
-	pages := &page{domain: c.cfg.TrustDomain, fleet: c.fleet, monitor: c.mon, usage: c.usage, releases: c.releases, log: c.log}
+	pages := (&page{domain: c.cfg.TrustDomain, fleet: c.fleet, monitor: c.mon, usage: c.usage, tenants: c.store.Tenants, releases: c.releases, log: c.log}).handler()
+	metrics := c.mon.handler()
 	api := http.NewServeMux()
 	api.Handle("/v1/admin/", operators.handler())
 	api.HandleFunc("GET /v1/records", c.queryHandler())
 	api.HandleFunc("GET /v1/audit", c.auditHandler())
 	api.Handle("GET /metrics", operators.operator(func(w http.ResponseWriter, r *http.Request, _ tenantstore.Principal) error {
-		c.mon.handler().ServeHTTP(w, r)
+		metrics.ServeHTTP(w, r)
 		return nil
 	}))
 	api.Handle("/", operators.operator(func(w http.ResponseWriter, r *http.Request, p tenantstore.Principal) error {
-		mine := *pages
-		mine.tenants = func(ctx context.Context) ([]tenantstore.Info, error) { return c.store.Tenants(ctx, p) }
-		mine.handler().ServeHTTP(w, r)
+		pages.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), operatorKey{}, p)))
 		return nil
 	}))
 	type server struct {
@@ -332,7 +331,7 @@ func (c *cloud) run(ctx context.Context, loopbackPage string) error {
 		{"api", c.cfg.API, apiTLS, api},
 	}
 	if loopbackPage != "" {
-		servers = append(servers, server{"page", loopbackPage, nil, onLoopback(pages.handler())})
+		servers = append(servers, server{"page", loopbackPage, nil, onLoopback(pages)})
 	}
 	if c.cfg.Status != "" {
 		servers = append(servers, server{"status", c.cfg.Status, nil, onLoopback(c.statusHandler())})

@@ -38,8 +38,12 @@ type reading struct {
 // taken is the answer to one line, in the order of the lines: ok means that the
 // record is durable on this node and will reach its tenant's instance once.
 type taken struct {
-	OK    bool   `json:"ok"`
-	Seq   uint64 `json:"seq,omitempty"`
+	OK  bool   `json:"ok"`
+	Seq uint64 `json:"seq,omitempty"`
+	// Last is set when seq was acknowledged before and the record was not
+	// taken again: the stream's last number. A sensor that lost count goes on
+	// behind it.
+	Last  uint64 `json:"last,omitempty"`
 	Error string `json:"error,omitempty"`
 }
 
@@ -174,13 +178,15 @@ func (n *node) takeLine(ctx context.Context, line []byte, answer chan<- taken) {
 		r.Time = time.Now().UTC()
 	}
 	value := append([]byte(nil), r.Value...)
-	s.put(ctx, &pending{sample: wire.Sample{Time: r.Time, Value: value}, seq: r.Seq, done: func(err error) {
-		a := taken{OK: err == nil, Seq: r.Seq}
+	p := &pending{sample: wire.Sample{Time: r.Time, Value: value}, seq: r.Seq}
+	p.done = func(err error) {
+		a := taken{OK: err == nil, Seq: r.Seq, Last: p.known}
 		if err != nil {
 			a.Error = "not kept: " + err.Error()
 		}
 		answer <- a
-	}})
+	}
+	s.put(ctx, p)
 }
 
 func (n *node) streamOf(r reading) (*spool, error) {

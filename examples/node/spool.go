@@ -53,6 +53,7 @@ type spool struct {
 type pending struct {
 	sample wire.Sample
 	seq    uint64 // 0: the sensor does not number its records
+	known  uint64 // set when seq is durable already: the last number that is
 	done   func(error)
 }
 
@@ -138,6 +139,7 @@ func (s *spool) write(batch []*pending) error {
 	b := wire.Batch{Version: 1, Stream: s.stream}
 	for _, p := range batch {
 		if p.seq != 0 && p.seq <= last {
+			p.known = last
 			continue
 		}
 		last = max(last, p.seq)
@@ -163,7 +165,9 @@ func (s *spool) write(batch []*pending) error {
 		return err
 	}
 	clear(plain)
-	if err := writeFile(filepath.Join(s.dir, b.ID+".age"), sealed.Bytes()); err != nil {
+	name := filepath.Join(s.dir, b.ID+".age")
+	if err := writeFile(name, sealed.Bytes()); err != nil {
+		_ = os.Remove(name) // what the sensor is told was not kept must not arrive
 		return err
 	}
 	s.last = last

@@ -175,6 +175,17 @@ func TestSensorsGetAnAnswerForEachLine(t *testing.T) {
 	}
 }
 
+func TestSensorThatLostCountIsTold(t *testing.T) {
+	_, say := sensorNode(t)
+	for _, a := range say(`{"stream":"lamp","seq":40,"value":1}` + "\n") {
+		assert.Zero(t, a.Last)
+	}
+	got := say(`{"stream":"lamp","seq":1,"value":"of after a restart"}` + "\n")
+	require.Len(t, got, 1)
+	assert.True(t, got[0].OK)
+	assert.EqualValues(t, 40, got[0].Last, "go on with 41")
+}
+
 func TestSensorsCannotFlood(t *testing.T) {
 	n, say := sensorNode(t)
 	// A line without an end is cut off; the next connection is served.

@@ -129,6 +129,10 @@ func (n *node) keepData(ctx context.Context) {
 }
 
 func (n *node) openData(ctx context.Context) error {
+	select {
+	case <-n.revoked: // of before
+	default:
+	}
 	policies, err := n.bootPolicies()
 	if err != nil {
 		return err
