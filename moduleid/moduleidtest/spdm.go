@@ -13,7 +13,8 @@ import (
 
 // NewSPDM returns an SPDM responder with a fresh P-256 key that the CA
 // certifies, and its certificate. Its one measurement, index 1 of kind
-// "firmware", is the SHA-256 of the firmware. spdm.Loopback reaches it.
+// "firmware", is the SHA-256 of the firmware. spdm.Loopback reaches it, and
+// [NewSPDMPort] with faults.
 func NewSPDM(ca *CA, name string, firmware []byte) (*spdm.Responder, *x509.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
