@@ -29,7 +29,9 @@ if [ "$part" = bench ] || [ "$part" = all ]; then
 	out=$(mktemp)
 	trap 'rm -f "$out"' EXIT
 	go test -run '^$' -bench SixteenChips -benchtime 10x ./moduleid/atecc | grep -E '^(Benchmark|cpu)' | tee "$out"
-	# Both sides by turns, so that a busy machine slows both.
+	# Each run measures the verifier for a second and then the bare check; five
+	# runs by turns (-count would repeat one side five times before the other),
+	# of which the least of each side counts.
 	for _ in 1 2 3 4 5; do
 		go test -run '^$' -bench HostCost -benchtime 1s ./moduleid/atecc | grep -E '^Benchmark' | tee -a "$out"
 	done
