@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -17,14 +18,12 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
-	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 
 	"github.com/trusttree/trusttree/examples/wire"
 	"github.com/trusttree/trusttree/fscrypt"
 	"github.com/trusttree/trusttree/secureboot/bootpolicy"
 )
 
-// guard is a set of protectors as flags name them.
 // guard is a set of protectors as flags name them.
 type guard struct {
 	tpm, pcrs, key, signed     string
@@ -130,7 +129,12 @@ func (a *app) device(name string) (transport.TPM, error) {
 	var d transport.TPMCloser
 	var err error
 	if path, ok := strings.CutPrefix(name, "unix:"); ok {
-		d, err = linuxudstpm.Open(path)
+		// One connection for the whole command: a software TPM flushes what a
+		// connection loaded when it ends, as the kernel's resource manager does.
+		var conn net.Conn
+		if conn, err = net.Dial("unix", path); err == nil {
+			d = transport.FromReadWriteCloser(conn)
+		}
 	} else {
 		d, err = linuxtpm.Open(name)
 	}
