@@ -5,8 +5,8 @@
 //	softtpm -dir DIR [-socket PATH]   serve the TPM that is kept in DIR
 //	softtpm -connect PATH             join standard input and output to a socket
 //
-// DIR holds the TPM's state, its maker (maker.json) and the maker's root
-// certificate to pin (maker-root.pem). The node opens the socket as
+// DIR holds the TPM's state, its maker (maker.json) and the maker's certificates
+// to pin (maker.pem: root and EK issuer). The node opens the socket as
 // "unix:PATH"; tpm2-tools use it with -T "cmd:softtpm -connect PATH". Each
 // start is a power-up of the TPM.
 //
@@ -15,6 +15,8 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -84,8 +86,22 @@ func serve(ctx context.Context, dir, socket string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(stdout, "TPM at unix:%s; pin %s as its maker\n", socket, filepath.Join(dir, "maker-root.pem"))
+	pin := filepath.Join(dir, "maker.pem")
+	if err := writePin(pin, maker); err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "TPM at unix:%s; pin %s as its maker\n", socket, pin)
 	return tpm.Serve(ctx, l)
+}
+
+// writePin writes the maker's root and the issuers below it: a TPM does not
+// always carry the latter, and without them no chain can be built.
+func writePin(name string, maker *attesttest.Maker) error {
+	var text []byte
+	for _, c := range append([]*x509.Certificate{maker.Root}, maker.Intermediates...) {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return os.WriteFile(name, text, 0o644)
 }
 
 // listen takes the place of a socket that nobody serves any more, and of no
