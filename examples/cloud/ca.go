@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"filippo.io/age"
+
+	"github.com/trusttree/trusttree/examples/wire"
 )
 
 // Lifetimes of what `cloud init` makes. Node certificates live a day and are
@@ -192,7 +194,9 @@ func loadAge(name string) (age.Identity, error) {
 	return id, nil
 }
 
-// loadCerts reads every PEM file of a directory.
+const maxBundle = 1 << 20 // bytes of a file of certificates
+
+// loadCerts reads every certificate in every PEM file of a directory.
 func loadCerts(dir string) ([]*x509.Certificate, error) {
 	names, err := fs.Glob(os.DirFS(dir), "*.pem")
 	if err != nil {
@@ -200,11 +204,16 @@ func loadCerts(dir string) ([]*x509.Certificate, error) {
 	}
 	var certs []*x509.Certificate
 	for _, n := range names {
-		cert, err := loadCert(filepath.Join(dir, n))
+		name := filepath.Join(dir, n)
+		data, err := wire.ReadCapped(name, maxBundle)
 		if err != nil {
 			return nil, err
 		}
-		certs = append(certs, cert)
+		all, err := (&wire.Bootstrap{Roots: string(data)}).RootCerts() // every one of a bundle
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		certs = append(certs, all...)
 	}
 	return certs, nil
 }

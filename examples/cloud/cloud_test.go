@@ -98,6 +98,21 @@ func TestCommandExitCodes(t *testing.T) {
 	}
 }
 
+// TestBundleOfMakers: all certificates of a file count, not the first alone.
+func TestBundleOfMakers(t *testing.T) {
+	dir := t.TempDir()
+	var bundle []byte
+	for range 2 {
+		a, err := newAuthority("maker.example")
+		require.NoError(t, err)
+		bundle = append(bundle, certPEM(a.cert)...)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "maker.pem"), bundle, 0o600))
+	certs, err := loadCerts(dir)
+	require.NoError(t, err)
+	assert.Len(t, certs, 2)
+}
+
 func testStore(t *testing.T) *tenantstore.Store {
 	t.Helper()
 	dir := t.TempDir()
