@@ -9,8 +9,8 @@ import (
 
 // secretFile makes a file in memory.
 func secretFile() (*os.File, error) {
-	fd, err := unix.MemfdSecret(unix.FD_CLOEXEC)
-	if err != nil { // before Linux 5.14, or switched off
+	fd, err := memfdSecret()
+	if err != nil { // before Linux 5.14, switched off, or a processor that does not have it
 		if fd, err = unix.MemfdCreate("fscrypt-keep", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL); err != nil {
 			fd, err = unix.MemfdCreate("fscrypt-keep", unix.MFD_CLOEXEC) // before Linux 6.3
 		}
@@ -36,7 +36,7 @@ func mapFile(f *os.File) (mem []byte, free func(), err error) {
 		return nil, nil, err
 	}
 	// A memfd has no name that others could open: its mode says nothing.
-	switch t := int64(sfs.Type); {
+	switch t := uint32(sfs.Type); {
 	case t != unix.TMPFS_MAGIC && t != unix.RAMFS_MAGIC && t != secretmemMagic:
 		return nil, nil, fmt.Errorf("%s is not in memory: what is kept would be written to a disk: %w", f.Name(), ErrUnsupported)
 	case st.Nlink > 0 && (st.Mode&0o077 != 0 || int(st.Uid) != os.Geteuid() || st.Mode&unix.S_IFMT != unix.S_IFREG):

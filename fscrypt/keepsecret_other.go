@@ -1,0 +1,7 @@
+//go:build linux && !(amd64 || arm64 || riscv64)
+
+package fscrypt
+
+import "golang.org/x/sys/unix"
+
+func memfdSecret() (int, error) { return -1, unix.ENOSYS }
