@@ -378,7 +378,7 @@ func firstBlock(t *testing.T, name string) int64 {
 	require.Zero(t, errno)
 	var sfs unix.Statfs_t
 	require.NoError(t, unix.Fstatfs(int(f.Fd()), &sfs))
-	return int64(block) * sfs.Bsize
+	return int64(block) * int64(sfs.Bsize)
 }
 
 // TestKernelVolumeStaysOpenWhileDetached: a process that is started anew
