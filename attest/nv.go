@@ -146,6 +146,9 @@ func (n *Node) InitialCertificates(ctx context.Context) ([]*x509.Certificate, er
 			if err != nil {
 				return err
 			}
+			if h&0xfff0 == 0x0010 && len(b) <= 68 { // a policy of a key that can be recovered (TCG Keys for Device Identity and Attestation, section 7.3.2)
+				continue
+			}
 			contents = append(contents, b)
 		}
 		var skipped int

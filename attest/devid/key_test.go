@@ -1,6 +1,7 @@
 package devid_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -184,6 +185,42 @@ func TestStoreInNV(t *testing.T) {
 		require.NoError(t, err)
 		_, _, err = iak.Certificate(ctx, n)
 		require.ErrorIs(t, err, attest.ErrNoKey, "certificates of others are there")
+	})
+}
+
+// Certificates without an index given begin where the TCG has the IDevID's, and
+// pass the indices that it has for policies, which nobody takes for
+// certificates either.
+func TestStorePassesPolicyIndices(t *testing.T) {
+	each(t, func(t *testing.T, dev *tpmtest.TPM, n *attest.Node) {
+		ctx := t.Context()
+		maker, err := ca.NewEphemeral("machine maker")
+		require.NoError(t, err)
+		next, err := devid.Store(ctx, dev, owner(), 0, maker.Certificate())
+		require.NoError(t, err)
+		assert.EqualValues(t, 0x01C90001, next)
+		_, err = (tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(0x01C90000)}).Execute(dev)
+		require.NoError(t, err)
+
+		policy := append([]byte{0, 0x0B}, bytes.Repeat([]byte{0x30, 0x82}, 16)...)
+		for i := tpm2.TPMHandle(0x01C90010); i < 0x01C9001C; i += 8 {
+			_, err = (tpm2.NVDefineSpace{AuthHandle: owner(), PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
+				NVIndex: i, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(policy)), Attributes: tpm2.TPMANV{OwnerWrite: true, OwnerRead: true, AuthRead: true, NoDA: true},
+			})}).Execute(dev)
+			require.NoError(t, err)
+			pub, err := tpm2.NVReadPublic{NVIndex: i}.Execute(dev)
+			require.NoError(t, err)
+			_, err = tpm2.NVWrite{AuthHandle: owner(), NVIndex: tpm2.NamedHandle{Handle: i, Name: pub.NVName}, Data: tpm2.TPM2BMaxNVBuffer{Buffer: policy}}.Execute(dev)
+			require.NoError(t, err)
+		}
+		big := large(t, maker)
+		next, err = devid.Store(ctx, dev, owner(), 0x01C9000F, big, maker.Certificate())
+		require.NoError(t, err)
+		assert.EqualValues(t, 0x01C90022, next, "0F, 20, 21")
+		certs, err := n.InitialCertificates(ctx)
+		require.NoError(t, err)
+		require.Len(t, certs, 3)
+		assert.Equal(t, big.Raw, certs[1].Raw)
 	})
 }
 

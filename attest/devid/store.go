@@ -15,10 +15,20 @@ import (
 )
 
 // NV indices that the TCG reserves for certificates of initial keys and their
-// issuers (Registry of Reserved TPM 2.0 Handles and Localities).
+// issuers (Registry of Reserved TPM 2.0 Handles and Localities). FirstIndex is
+// the IDevID certificate's (TPM v2.0 Provisioning Guidance 1.0, table 2); the
+// others have no index of their own.
 const (
 	FirstIndex = tpm.NVIDevIDCertFirst
 	LastIndex  = tpm.NVIDevIDCertLast
+)
+
+// Indices in the range that hold no certificates: the TCG has them for policies
+// of keys that can be recovered (TPM 2.0 Keys for Device Identity and
+// Attestation, section 7.3.2).
+const (
+	firstPolicy = FirstIndex + 0x10
+	lastPolicy  = FirstIndex + 0x1F
 )
 
 // ErrIndex says that an NV index is outside the reserved range or in use.
@@ -27,8 +37,9 @@ var ErrIndex = errors.New("devid: NV index can't be used")
 const nvChunk = 512 // bytes in one command
 
 // Store writes the certificate of an initial key and its issuers into NV, one
-// into each index from first on, and one that is larger than the TPM's largest
-// index into several. It defines the indices as the TCG has it: by the platform
+// into each index from first on (FirstIndex when zero), and one that is larger
+// than the TPM's largest index into several; it passes the sixteen indices from
+// 0x01C90010 on, which are for policies. It defines the indices as the TCG has it: by the platform
 // (tpm2.TPMRHPlatform) on the maker's line, or by the owner; either can write,
 // everybody can read, and nothing that is there is overwritten. hierarchy
 // authorises that. Where it fails, what it defined is removed. It returns the
@@ -40,19 +51,29 @@ func Store(ctx context.Context, t transport.TPM, hierarchy tpm2.AuthHandle, firs
 	if len(chain) == 0 {
 		return first, errors.New("devid: no certificate to store")
 	}
+	if first == 0 {
+		first = FirstIndex
+	}
 	next = first
+	var defined []tpm2.TPMHandle
 	err = tpm.Wrap(t).Do(ctx, func(d *tpm.Device) (err error) {
 		most, err := largestIndex(d)
 		if err != nil {
 			return err
 		}
 		defer func() {
-			for i := first; err != nil && i < next; i++ {
+			if err == nil {
+				return
+			}
+			for _, i := range defined {
 				err = errors.Join(err, undefine(d, hierarchy, i))
 			}
 		}()
 		for _, c := range chain {
 			for der := c.Raw; len(der) > 0; der = der[min(most, len(der)):] {
+				if next >= firstPolicy && next <= lastPolicy {
+					next = lastPolicy + 1
+				}
 				if next < FirstIndex || next > LastIndex {
 					return fmt.Errorf("%w: 0x%08x is outside 0x%08x to 0x%08x", ErrIndex, uint32(next), uint32(FirstIndex), uint32(LastIndex))
 				}
@@ -61,6 +82,7 @@ func Store(ctx context.Context, t transport.TPM, hierarchy tpm2.AuthHandle, firs
 				} else if !errors.Is(err, tpm2.TPMRCHandle) {
 					return err
 				}
+				defined = append(defined, next)
 				next++
 				if err := write(d, hierarchy, next-1, der[:min(most, len(der))]); err != nil {
 					return fmt.Errorf("NV index 0x%08x: %w", uint32(next-1), err)
