@@ -20,6 +20,7 @@ import (
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/attest/internal/softnode"
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 	"github.com/trusttree/trusttree/internal/tpm"
 	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
@@ -50,7 +51,7 @@ func TestT1ReplayedAndRelayedEvidence(t *testing.T) {
 		require.NoError(t, err)
 		return e
 	}
-	refused := func(name string, s attest.Session, e *attest.Evidence, class error) {
+	refused := func(name string, s attest.Session, e *attest.Evidence, class error, code reason.Code) {
 		t.Helper()
 		r, err := c.verifier.Appraise(ctx, s, e)
 		require.ErrorIs(t, err, class, name)
@@ -58,7 +59,9 @@ func TestT1ReplayedAndRelayedEvidence(t *testing.T) {
 		var a *attest.AppraisalError
 		require.ErrorAs(t, err, &a, name)
 		assert.True(t, a.Broken, name)
-		assert.NotEmpty(t, a.Reasons, name)
+		require.Len(t, a.Reasons, 1, name)
+		assert.Equal(t, string(code), a.Reasons[0].Code, name)
+		require.ErrorIs(t, err, code, name)
 	}
 	a, err := c.verifier.Challenge(ctx, s)
 	require.NoError(t, err)
@@ -71,50 +74,50 @@ func TestT1ReplayedAndRelayedEvidence(t *testing.T) {
 	e := fresh()
 	_, err = c.verifier.Appraise(ctx, s, e)
 	require.NoError(t, err)
-	refused("replayed", s, e, attest.ErrChallenge)
+	refused("replayed", s, e, attest.ErrChallenge, reason.NoChallenge)
 
 	relayed := s
 	relayed.Binding = sha256.Sum256([]byte("the session of a man in the middle"))
-	refused("relayed over another TLS session", relayed, fresh(), quote.ErrNonce)
+	refused("relayed over another TLS session", relayed, fresh(), quote.ErrNonce, reason.QuoteNonce)
 
 	other := s
 	other.Purpose = "key-release"
-	refused("for another purpose", other, fresh(), attest.ErrChallenge)
+	refused("for another purpose", other, fresh(), attest.ErrChallenge, reason.OtherPurpose)
 
 	stale := fresh()
 	stale.Challenge = a.ID
-	refused("quote of another challenge", s, stale, quote.ErrNonce)
+	refused("quote of another challenge", s, stale, quote.ErrNonce, reason.QuoteNonce)
 
 	swapped := fresh()
 	swapped.Bodies[0].Data = []byte("another log")
-	refused("body swapped", s, swapped, quote.ErrNonce)
+	refused("body swapped", s, swapped, quote.ErrNonce, reason.QuoteNonce)
 
 	none := fresh()
 	none.Bodies = nil
-	refused("body left out", s, none, quote.ErrNonce)
+	refused("body left out", s, none, quote.ErrNonce, reason.QuoteNonce)
 
 	late := fresh()
 	now := c.now
 	c.now = now.Add(3 * time.Minute)
-	refused("late", s, late, attest.ErrExpired)
+	refused("late", s, late, attest.ErrExpired, reason.Expired)
 	c.now = now
 
 	unknown := fresh()
 	unknown.Challenge = "0123456789abcdef"
-	refused("constant challenge", s, unknown, attest.ErrChallenge)
+	refused("constant challenge", s, unknown, attest.ErrChallenge, reason.NoChallenge)
 
 	unbound := s
 	unbound.Binding = [32]byte{}
 	_, err = c.verifier.Appraise(ctx, unbound, fresh())
-	require.Error(t, err, "no channel binding")
+	require.ErrorIs(t, err, reason.NoBinding)
 	_, err = n.Evidence(ctx, unbound, a)
-	require.Error(t, err, "the node gives no evidence without channel binding")
+	require.ErrorIs(t, err, reason.NoBinding, "the node gives no evidence without channel binding")
 
 	failed := fresh()
 	failed.PCRValues[0] ^= 1
-	refused("first try with a wrong value", s, failed, quote.ErrPCRMismatch)
+	refused("first try with a wrong value", s, failed, quote.ErrPCRMismatch, reason.OtherValues)
 	failed.PCRValues[0] ^= 1
-	refused("second try at the same challenge (T9)", s, failed, attest.ErrChallenge)
+	refused("second try at the same challenge (T9)", s, failed, attest.ErrChallenge, reason.NoChallenge)
 }
 
 // T17: a revoked node gets no challenge, no verdict and no certificate, even
@@ -164,12 +167,13 @@ func TestT11ForgedActivation(t *testing.T) {
 	for name, tt := range map[string]struct {
 		forge func(*attest.ActivationResponse)
 		class error
+		code  reason.Code
 	}{
-		"guessed secret":             {func(r *attest.ActivationResponse) { r.Secret = make([]byte, 32) }, attest.ErrActivation},
-		"certificate for a soft key": {func(r *attest.ActivationResponse) { r.CSR = softCSR }, quote.ErrNonce},
-		"certify signature changed":  {func(r *attest.ActivationResponse) { r.Signature[len(r.Signature)-1] ^= 1 }, quote.ErrSignature},
-		"certify of another kind":    {func(r *attest.ActivationResponse) { r.Certify[5] ^= 1 }, quote.ErrSignature},
-		"another public area":        {func(r *attest.ActivationResponse) { r.KeyPublic[5] ^= 1 }, quote.ErrKey},
+		"guessed secret":             {func(r *attest.ActivationResponse) { r.Secret = make([]byte, 32) }, attest.ErrActivation, reason.WrongSecret},
+		"certificate for a soft key": {func(r *attest.ActivationResponse) { r.CSR = softCSR }, quote.ErrNonce, reason.CertifyNonce},
+		"certify signature changed":  {func(r *attest.ActivationResponse) { r.Signature[len(r.Signature)-1] ^= 1 }, quote.ErrSignature, reason.BadSignature},
+		"certify of another kind":    {func(r *attest.ActivationResponse) { r.Certify[5] ^= 1 }, quote.ErrSignature, reason.BadSignature},
+		"another public area":        {func(r *attest.ActivationResponse) { r.KeyPublic[5] ^= 1 }, quote.ErrKey, reason.OtherKey},
 	} {
 		ch, err := c.registrar.Begin(ctx, n.EnrollmentRequest(nil))
 		require.NoError(t, err)
@@ -180,8 +184,10 @@ func TestT11ForgedActivation(t *testing.T) {
 		tt.forge(rsp)
 		_, err = c.registrar.Complete(ctx, rsp)
 		require.ErrorIs(t, err, tt.class, name)
+		require.ErrorIs(t, err, tt.code, name)
 		_, err = c.registrar.Complete(ctx, &good)
 		require.ErrorIs(t, err, attest.ErrChallenge, name+": the challenge is burnt")
+		require.ErrorIs(t, err, reason.NoActivation, name)
 	}
 	// F10: a restricted key certifies a software key that was loaded from outside.
 	ch, err := c.registrar.Begin(ctx, n.EnrollmentRequest(nil))
@@ -217,7 +223,7 @@ func TestT11ForgedActivation(t *testing.T) {
 	rsp.KeyPublic, rsp.Certify, rsp.Signature, rsp.CSR = tpm2.Marshal(public), certified.CertifyInfo.Bytes(), tpm2.Marshal(certified.Signature), softCSR
 	_, err = c.registrar.Complete(ctx, rsp)
 	require.ErrorIs(t, err, quote.ErrKey)
-	require.ErrorContains(t, err, "stays in its TPM")
+	require.ErrorIs(t, err, reason.SoftwareKey)
 }
 
 // T8: a device's binding is made once; another attestation key does not get
@@ -234,6 +240,7 @@ func TestT8IdentityTakeover(t *testing.T) {
 	req.AKPublic = tpm2.Marshal(ak.Public)
 	_, err = c.registrar.Begin(ctx, req)
 	require.ErrorIs(t, err, attest.ErrBound)
+	require.ErrorIs(t, err, reason.Bound)
 
 	thief, endorsers := newTPM(t)
 	c.now = time.Now() // the thief's TPM was made after the cloud
@@ -246,6 +253,7 @@ func TestT8IdentityTakeover(t *testing.T) {
 	require.NoError(t, err)
 	_, err = other.Activate(ctx, ch, key)
 	require.ErrorIs(t, err, attest.ErrActivation, "the credential opens only beside the key it names")
+	require.ErrorIs(t, err, reason.OtherTPM)
 }
 
 // The owner decides: nobody is admitted by default, and a token counts when
@@ -278,11 +286,12 @@ func TestAdmission(t *testing.T) {
 // Zero values of every policy deny.
 func TestZeroPoliciesDeny(t *testing.T) {
 	_, err := attest.NewRegistrar(attest.RegistrarConfig{})
-	require.Error(t, err)
+	require.ErrorContains(t, err, "no Endorsers.Anchors")
 	_, err = attest.NewVerifier(attest.VerifierConfig{})
-	require.Error(t, err)
+	require.ErrorIs(t, err, reason.NothingSelected)
 	_, err = attest.Endorsers{}.Verify([][]byte{{1}}, time.Now())
 	require.ErrorIs(t, err, attest.ErrUntrustedEK)
+	require.ErrorIs(t, err, reason.NoAnchors)
 	n, key, c, _ := enrolled(t)
 	c.opinion = func(attest.Input) attest.Opinion { return attest.Opinion{} }
 	_, err = c.attest(n, session(t, n, key))
@@ -346,7 +355,7 @@ func TestEveryReasonIsGiven(t *testing.T) {
 	for _, r := range a.Reasons {
 		codes = append(codes, r.Code)
 	}
-	assert.Equal(t, []string{"firmware", "unmeasured", "pcr7"}, codes)
+	assert.Equal(t, []string{"firmware-no-floor", "unmeasured", "pcr7"}, codes)
 	stored, err := c.devices.Get(t.Context(), n.Device())
 	require.NoError(t, err)
 	assert.Equal(t, registry.Failing, stored.State)

@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trusttree/trusttree/attest"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
@@ -89,12 +90,13 @@ func TestT17Renewal(t *testing.T) {
 	require.ErrorIs(t, err, attest.ErrNotAffirming)
 	_, err = c.registrar.Renew(ctx, r, csr)
 	require.ErrorIs(t, err, attest.ErrNotAffirming, "an older result does not outweigh a newer failure")
+	require.NoError(t, c.registrar.Revoke(ctx, n.Device(), "stolen"))
+	_, err = c.registrar.Renew(ctx, r, csr)
+	require.ErrorIs(t, err, attest.ErrRevoked)
+	require.ErrorIs(t, err, reason.Revoked)
 	c.now = c.now.Add(10 * time.Minute)
 	_, err = c.registrar.Renew(ctx, r, csr)
 	require.ErrorIs(t, err, attest.ErrExpired)
-	require.NoError(t, c.registrar.Revoke(ctx, n.Device(), "stolen"))
-	_, err = c.registrar.Renew(ctx, r, csr)
-	require.Error(t, err)
 }
 
 // T18: a TPM whose state was restored, or a clone of it, is behind what the
@@ -104,10 +106,10 @@ func TestT18RolledBackTPM(t *testing.T) {
 	s := session(t, n, key)
 	_, err := c.attest(n, s)
 	require.NoError(t, err)
-	for name, change := range map[string]func(*registry.Device){
-		"clock":         func(d *registry.Device) { d.Clock += 1 << 40 },
-		"restart count": func(d *registry.Device) { d.RestartCount++ },
-		"reset count":   func(d *registry.Device) { d.ResetCount++ },
+	for name, change := range map[reason.Code]func(*registry.Device){
+		reason.Clock:        func(d *registry.Device) { d.Clock += 1 << 40 },
+		reason.RestartCount: func(d *registry.Device) { d.RestartCount++ },
+		reason.ResetCount:   func(d *registry.Device) { d.ResetCount++ },
 	} {
 		before, err := c.devices.Get(t.Context(), n.Device())
 		require.NoError(t, err)
@@ -118,6 +120,7 @@ func TestT18RolledBackTPM(t *testing.T) {
 		require.NoError(t, err)
 		_, err = c.attest(n, s)
 		require.ErrorIs(t, err, attest.ErrRolledBack, name)
+		require.ErrorIs(t, err, name)
 		now, err := c.devices.Get(t.Context(), n.Device())
 		require.NoError(t, err)
 		assert.Equal(t, registry.Failing, now.State, name)

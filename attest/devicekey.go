@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
 
@@ -231,7 +232,7 @@ func (n *Node) StoreCertificate(ctx context.Context, e *Enrollment, roots *x509.
 		return err
 	}
 	if e.Device != n.device {
-		return fmt.Errorf("%w: the certificate is for device %s, this is %s", ErrKeyMismatch, e.Device, n.device)
+		return reason.Because(reason.OtherDevice, fmt.Errorf("%w: the certificate is for device %s, this is %s", ErrKeyMismatch, e.Device, n.device))
 	}
 	if roots == nil {
 		return errors.New("attest: no roots to check the certificate against")
@@ -242,7 +243,7 @@ func (n *Node) StoreCertificate(ctx context.Context, e *Enrollment, roots *x509.
 	for i, der := range e.Chain {
 		c, err := parseCertificate(der)
 		if err != nil {
-			return fmt.Errorf("%w: certificate %d: %w", ErrMalformed, i, err)
+			return reason.Because(reason.NoCertificate, fmt.Errorf("%w: certificate %d: %w", ErrMalformed, i, err))
 		}
 		certs[i] = c
 		inter.AddCert(c)
@@ -278,7 +279,7 @@ func (n *Node) readCertificate(d *tpm.Device, key *DeviceKey) (best stored, err 
 		case perr != nil || len(certs) == 0:
 			err = errors.Join(err, fmt.Errorf("%w: NV index 0x%08x holds no whole certificate: %w", ErrNoKey, uint32(index), perr))
 		case !key.is(certs[0].PublicKey):
-			err = errors.Join(err, fmt.Errorf("%w: the certificate at NV index 0x%08x is for another key than the TPM's", ErrKeyMismatch, uint32(index)))
+			err = errors.Join(err, reason.Because(reason.OtherKey, fmt.Errorf("%w: the certificate at NV index 0x%08x is for another key than the TPM's", ErrKeyMismatch, uint32(index))))
 		case best.chain == nil || certs[0].NotAfter.After(best.chain[0].NotAfter):
 			best = stored{index: index, chain: certs}
 		}

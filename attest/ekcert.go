@@ -11,6 +11,8 @@ import (
 	attestation "github.com/google/go-attestation/attest"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/trusttree/trusttree/attest/reason"
 )
 
 // Object identifiers of the TCG (TCG EK Credential Profile 2.5, section 3).
@@ -27,16 +29,16 @@ var (
 // are negative or not encoded in the shortest way, which crypto/x509 refuses.
 func parseEKCertificate(der []byte) (*x509.Certificate, error) {
 	if len(der) > maxCertificate {
-		return nil, fmt.Errorf("certificate of %d bytes, limit %d", len(der), maxCertificate)
+		return nil, reason.Because(reason.TooLarge, fmt.Errorf("certificate of %d bytes, limit %d", len(der), maxCertificate))
 	}
 	c, err := attestation.ParseEKCertificate(der)
 	if err != nil {
 		if c = parseOddSerial(der); c == nil {
-			return nil, fmt.Errorf("EK certificate: %w", err)
+			return nil, reason.Because(reason.NoCertificate, fmt.Errorf("EK certificate: %w", err))
 		}
 	}
 	if c.PublicKey == nil {
-		return nil, errors.New("EK certificate: its key is of a kind that can't be read, such as RSASSA-PSS or RSAES-OAEP in place of plain RSA")
+		return nil, reason.Because(reason.UnreadableKey, errors.New("EK certificate: its key is of a kind that can't be read, such as RSASSA-PSS or RSAES-OAEP in place of plain RSA"))
 	}
 	return c, nil
 }
@@ -93,7 +95,7 @@ func parseOddSerial(der []byte) *x509.Certificate {
 // readSAN takes manufacturer, model and version from the directoryName of the
 // subject alternative name (TCG EK Credential Profile 2.5, section 3.1.2).
 func (e *Endorsement) readSAN(c *x509.Certificate) error {
-	bad := errors.New("subject alternative name does not name the TPM's manufacturer, model and version")
+	bad := reason.Because(reason.TPMName, errors.New("subject alternative name does not name the TPM's manufacturer, model and version"))
 	for _, ext := range c.Extensions {
 		if !ext.Id.Equal(oidSAN) {
 			continue

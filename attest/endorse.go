@@ -12,6 +12,7 @@ import (
 
 	"github.com/trusttree/trusttree/attest/internal/roca"
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 )
 
@@ -74,10 +75,10 @@ func (e Endorsers) Verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 
 func (e Endorsers) verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 	if len(e.Anchors) == 0 {
-		return nil, errors.New("no anchors are configured: give the TPM maker's certificates")
+		return nil, reason.Because(reason.NoAnchors, errors.New("no anchors are configured: give the TPM maker's certificates"))
 	}
 	if len(chain) == 0 || len(chain) > maxCertificates {
-		return nil, fmt.Errorf("%d certificates, want 1 to %d", len(chain), maxCertificates)
+		return nil, reason.Because(reason.CertificateCount, fmt.Errorf("%d certificates, want 1 to %d", len(chain), maxCertificates))
 	}
 	leaf, err := parseEKCertificate(chain[0])
 	if err != nil {
@@ -93,7 +94,7 @@ func (e Endorsers) verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 	for _, der := range chain[1:] {
 		c, err := parseCertificate(der)
 		if err != nil {
-			return nil, fmt.Errorf("issuer certificate: %w", err)
+			return nil, reason.Because(reason.NoCertificate, fmt.Errorf("issuer certificate: %w", err))
 		}
 		inter.AddCert(c)
 	}
@@ -101,16 +102,16 @@ func (e Endorsers) verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 		return nil, err
 	}
 	if k, ok := leaf.PublicKey.(*rsa.PublicKey); ok && roca.Weak(k.N) {
-		return nil, errors.New("key has the fingerprint of ROCA (CVE-2017-15361): its private key can be computed")
+		return nil, reason.Because(reason.ROCA, errors.New("key has the fingerprint of ROCA (CVE-2017-15361): its private key can be computed"))
 	}
 	if leaf.IsCA || leaf.KeyUsage&x509.KeyUsageCertSign != 0 {
-		return nil, errors.New("certificate is a CA's")
+		return nil, reason.Because(reason.IsCA, errors.New("certificate is a CA's"))
 	}
 	if leaf.KeyUsage != 0 && leaf.KeyUsage&(x509.KeyUsageKeyEncipherment|x509.KeyUsageKeyAgreement) == 0 {
-		return nil, errors.New("certificate's key usage is not that of an endorsement key, which deciphers or agrees on keys")
+		return nil, reason.Because(reason.KeyUsage, errors.New("certificate's key usage is not that of an endorsement key, which deciphers or agrees on keys"))
 	}
 	if !slices.ContainsFunc(leaf.UnknownExtKeyUsage, oidEKCertificate.Equal) {
-		return nil, errors.New("certificate lacks the extended key usage 2.23.133.8.1 of an endorsement key")
+		return nil, reason.Because(reason.ExtendedKeyUsage, errors.New("certificate lacks the extended key usage 2.23.133.8.1 of an endorsement key"))
 	}
 	en := &Endorsement{cert: leaf}
 	if err := en.readSAN(leaf); err != nil {
@@ -121,20 +122,20 @@ func (e Endorsers) verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 	if _, err := check.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: inter, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	}); err != nil {
-		return nil, err
+		return nil, reason.Because(reason.Chain, err)
 	}
 	if en.device, err = registry.IDOf(leaf.PublicKey); err != nil {
 		return nil, err
 	}
 	if len(e.Allowed) > 0 && !slices.Contains(e.Allowed, en.device) {
-		return nil, fmt.Errorf("device %s is not on the list of allowed ones", en.device)
+		return nil, reason.Because(reason.NotAllowed, fmt.Errorf("device %s is not on the list of allowed ones", en.device))
 	}
 	return en, nil
 }
 
 func parseCertificate(der []byte) (*x509.Certificate, error) {
 	if len(der) > maxCertificate {
-		return nil, fmt.Errorf("certificate of %d bytes, limit %d", len(der), maxCertificate)
+		return nil, reason.Because(reason.TooLarge, fmt.Errorf("certificate of %d bytes, limit %d", len(der), maxCertificate))
 	}
 	return x509.ParseCertificate(der)
 }
@@ -148,11 +149,11 @@ func (e Endorsers) firmwareFloor(manufacturer string, v quote.Values) error {
 	floor, ok := e.MinFirmware[manufacturer]
 	switch {
 	case !ok:
-		return fmt.Errorf("%w: no floor is set for manufacturer %q", ErrFirmware, manufacturer)
+		return reason.Because(reason.NoFloor, fmt.Errorf("%w: no floor is set for manufacturer %q", ErrFirmware, manufacturer))
 	case !v.Plain():
-		return fmt.Errorf("%w: the attestation key is not a primary key of the endorsement hierarchy, so the TPM obscures its firmware version: enrol the node with such a key", ErrFirmware)
+		return reason.Because(reason.ObscuredFirmware, fmt.Errorf("%w: the attestation key is not a primary key of the endorsement hierarchy, so the TPM obscures its firmware version: enrol the node with such a key", ErrFirmware))
 	case v.Firmware() < floor:
-		return fmt.Errorf("%w: %016x of manufacturer %s, want at least %016x: update the TPM", ErrFirmware, v.Firmware(), manufacturer, floor)
+		return reason.Because(reason.Firmware, fmt.Errorf("%w: %016x of manufacturer %s, want at least %016x: update the TPM", ErrFirmware, v.Firmware(), manufacturer, floor))
 	}
 	return nil
 }
@@ -173,5 +174,5 @@ func templateOf(key crypto.PublicKey) (ekTemplate, error) {
 			}
 		}
 	}
-	return ekTemplate{}, fmt.Errorf("no TCG template has an endorsement key like this %T", key)
+	return ekTemplate{}, reason.Because(reason.UnknownTemplate, fmt.Errorf("no TCG template has an endorsement key like this %T", key))
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/attest/internal/softnode"
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 )
 
@@ -71,6 +72,7 @@ func TestT15IntermediateSignedWithSHA1(t *testing.T) {
 	require.Equal(t, x509.ECDSAWithSHA1, issuer.SignatureAlgorithm)
 	_, err = attest.Endorsers{Anchors: []*x509.Certificate{m.Root}, Intermediates: []*x509.Certificate{issuer}}.Verify([][]byte{leaf}, now)
 	require.ErrorIs(t, err, attest.ErrUntrustedEK, "a SHA-1 signature vouches for nothing")
+	require.ErrorIs(t, err, reason.Chain)
 	_, err = attest.Endorsers{Anchors: []*x509.Certificate{issuer}}.Verify([][]byte{leaf}, now)
 	require.NoError(t, err)
 }
@@ -83,6 +85,21 @@ func TestT15CertificatesRefused(t *testing.T) {
 	p224, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 	require.NoError(t, err)
 	e := attest.Endorsers{Anchors: []*x509.Certificate{m.Issuer}}
+	codes := map[string]reason.Code{
+		"no extended key usage":      reason.ExtendedKeyUsage,
+		"another key usage":          reason.ExtendedKeyUsage,
+		"a CA":                       reason.IsCA,
+		"may sign certificates":      reason.IsCA,
+		"key that only signs":        reason.KeyUsage,
+		"no alternative name":        reason.TPMName,
+		"manufacturer left out":      reason.TPMName,
+		"control characters":         reason.TPMName,
+		"alternative name garbled":   reason.NoCertificate,
+		"unknown critical extension": reason.Chain,
+		"P-224":                      reason.UnknownTemplate,
+		"nothing":                    reason.CertificateCount, "empty": reason.NoCertificate, "garbage": reason.NoCertificate, "too many": reason.CertificateCount,
+		"huge": reason.TooLarge, "garbage behind": reason.NoCertificate, "cut short": reason.NoCertificate,
+	}
 	for name, change := range map[string]func(*x509.Certificate) crypto.PublicKey{
 		"no extended key usage": func(c *x509.Certificate) crypto.PublicKey { c.UnknownExtKeyUsage = nil; return nil },
 		"another key usage": func(c *x509.Certificate) crypto.PublicKey {
@@ -118,6 +135,7 @@ func TestT15CertificatesRefused(t *testing.T) {
 		}
 		_, err := e.Verify([][]byte{m.Sign(c, key)}, now)
 		require.ErrorIs(t, err, attest.ErrUntrustedEK, name)
+		require.Equal(t, codes[name], reason.Of(err), name)
 	}
 	good := m.Sign(m.EKTemplate(ek.Public()), ek.Public())
 	for name, chain := range map[string][][]byte{
@@ -126,6 +144,7 @@ func TestT15CertificatesRefused(t *testing.T) {
 	} {
 		_, err := e.Verify(chain, now)
 		require.ErrorIs(t, err, attest.ErrUntrustedEK, name)
+		require.Equal(t, codes[name], reason.Of(err), name)
 	}
 }
 
@@ -194,12 +213,12 @@ func TestT13ROCA(t *testing.T) {
 	ak := softnode.NewKey(softnode.RSA(), softnode.AKAttributes)
 	_, err := quote.ParseKey(append(ak.Public[:len(ak.Public)-256], weak.N.Bytes()...))
 	require.ErrorIs(t, err, quote.ErrKey)
-	require.ErrorContains(t, err, "ROCA")
+	require.ErrorIs(t, err, reason.ROCA)
 	maker := softnode.NewMaker()
 	e := attest.Endorsers{Anchors: []*x509.Certificate{maker.Issuer}}
 	_, err = e.Verify([][]byte{maker.Sign(maker.EKTemplate(weak), weak)}, time.Now())
 	require.ErrorIs(t, err, attest.ErrUntrustedEK)
-	require.ErrorContains(t, err, "ROCA")
+	require.ErrorIs(t, err, reason.ROCA)
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	require.NoError(t, err)
 	_, err = e.Verify([][]byte{maker.Sign(maker.EKTemplate(key.Public()), key.Public())}, time.Now())

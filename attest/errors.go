@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/trusttree/trusttree/attest/reason"
 )
 
 // Classes of refusal; test with errors.Is. The errors of package quote come
 // through too, and registry.ErrNotFound for a device that nobody enrolled.
+// Package reason tells what is found within a class apart.
 var (
 	ErrMalformed    = errors.New("attest: malformed message")
 	ErrUntrustedEK  = errors.New("attest: endorsement key is not vouched for")
@@ -22,6 +25,7 @@ var (
 	ErrPin          = errors.New("attest: endorsement key is not the pinned one")
 	ErrNoKey        = errors.New("attest: the TPM holds no such key or certificate")
 	ErrLockout      = errors.New("attest: the TPM is locked out after failed authorisations: wait, or reset the lockout")
+	ErrReset        = errors.New("attest: the TPM and the machine did not start together")
 	ErrRolledBack   = errors.New("attest: clock or counters of the TPM went back")
 	ErrFirmware     = errors.New("attest: firmware of the TPM is below the floor")
 	ErrUnmeasured   = errors.New("attest: a PCR that boot must extend is untouched")
@@ -55,8 +59,9 @@ func (s Status) String() string {
 	return fmt.Sprintf("unknown(%d)", uint8(s))
 }
 
-// Reason is one thing that was found. Code is stable and for programs, Detail
-// is for people; neither holds a secret.
+// Reason is one thing that was found. Code is stable and for programs, one of
+// package reason or an appraiser's own; Detail is for people. Neither holds a
+// secret.
 type Reason struct {
 	Code   string `json:"code"`
 	Detail string `json:"detail"`
@@ -90,12 +95,18 @@ func (e *AppraisalError) Error() string {
 // Unwrap returns the classes of the reasons.
 func (e *AppraisalError) Unwrap() []error { return slices.Clone(e.causes) }
 
-func broken(code string, err error) *AppraisalError {
-	return &AppraisalError{Broken: true, Status: StatusNone, Reasons: []Reason{{code, err.Error()}}, causes: []error{err}}
+func broken(err error) *AppraisalError {
+	return &AppraisalError{Broken: true, Status: StatusNone, Reasons: []Reason{{string(reason.Of(err)), err.Error()}}, causes: []error{err}}
 }
 
-func (e *AppraisalError) add(code string, err error) {
-	e.Reasons = append(e.Reasons, Reason{code, err.Error()})
+func violated(err error) *AppraisalError {
+	e := &AppraisalError{}
+	e.add(err)
+	return e
+}
+
+func (e *AppraisalError) add(err error) {
+	e.Reasons = append(e.Reasons, Reason{string(reason.Of(err)), err.Error()})
 	e.causes = append(e.causes, err)
 	e.Status = StatusContraindicated
 }

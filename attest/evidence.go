@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
 
@@ -52,11 +53,11 @@ func (n *Node) Evidence(ctx context.Context, s Session, c *Challenge) (*Evidence
 	}
 	switch {
 	case c.Device != n.device || s.Device != n.device:
-		return nil, fmt.Errorf("%w: it is for device %s, this is %s", ErrChallenge, c.Device, n.device)
+		return nil, reason.Because(reason.OtherDevice, fmt.Errorf("%w: it is for device %s, this is %s", ErrChallenge, c.Device, n.device))
 	case c.Purpose != s.Purpose:
-		return nil, fmt.Errorf("%w: it is for purpose %q, not %q", ErrChallenge, c.Purpose, s.Purpose)
+		return nil, reason.Because(reason.OtherPurpose, fmt.Errorf("%w: it is for purpose %q, not %q", ErrChallenge, c.Purpose, s.Purpose))
 	case s.Binding == [32]byte{}:
-		return nil, fmt.Errorf("attest: session: no binding to the TLS session")
+		return nil, reason.Because(reason.NoBinding, fmt.Errorf("attest: session: no binding to the TLS session"))
 	}
 	e := &Evidence{Version: messageVersion, Challenge: c.ID}
 	for _, collect := range n.c.Collectors {

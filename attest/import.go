@@ -9,6 +9,7 @@ import (
 
 	"github.com/trusttree/trusttree/attest/ekimport"
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
 
@@ -29,7 +30,7 @@ func (r *Registrar) beginImport(ctx context.Context, ekCertificates [][]byte, to
 	f.certificates(ekCertificates)
 	f.size("token", token, 0, maxToken)
 	if f.err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrMalformed, f.err)
+		return nil, reason.Because(f.code, fmt.Errorf("%w: %w", ErrMalformed, f.err))
 	}
 	now := r.c.Now()
 	en, err := r.c.Endorsers.Verify(ekCertificates, now)
@@ -99,13 +100,13 @@ func (r *Registrar) completeImport(ctx context.Context, rsp *ekimport.Response) 
 	binding := enrollBinding(purposeImport, p.Device, p.Nonce, spkiOf(csr.RawSubjectPublicKeyInfo))
 	ak, primary, err := quote.VerifyImported(p.ImportKey, rsp.AKCertify, rsp.AKSignature, rsp.AKPublic, binding)
 	if errors.Is(err, quote.ErrSignature) {
-		return nil, fmt.Errorf("%w: the attestation key is not certified by the imported key", ErrActivation)
+		return nil, reason.Because(reason.WrongSecret, fmt.Errorf("%w: the attestation key is not certified by the imported key", ErrActivation))
 	}
 	if err != nil {
 		return nil, err
 	}
 	if !primary {
-		return nil, fmt.Errorf("%w: the attestation key is not a primary key of the endorsement hierarchy", quote.ErrKey)
+		return nil, reason.Because(reason.NotPrimary, fmt.Errorf("%w: the attestation key is not a primary key of the endorsement hierarchy", quote.ErrKey))
 	}
 	p.AKPublic = rsp.AKPublic
 	return r.admit(ctx, p, ak, rsp.KeyPublic, rsp.Certify, rsp.Signature, rsp.CSR, now)
@@ -122,7 +123,7 @@ func (n *Node) Import(ctx context.Context, c *ekimport.Challenge, key *DeviceKey
 		return nil, err
 	}
 	if c.Device != n.device {
-		return nil, fmt.Errorf("%w: it is for device %s, this is %s", ErrChallenge, c.Device, n.device)
+		return nil, reason.Because(reason.OtherDevice, fmt.Errorf("%w: it is for device %s, this is %s", ErrChallenge, c.Device, n.device))
 	}
 	if err := ekimport.Check(c.Public); err != nil {
 		return nil, fmt.Errorf("attest: %w", err)
@@ -168,7 +169,7 @@ func (n *Node) importKey(d *tpm.Device, c *ekimport.Challenge, public tpm2.TPM2B
 				InSymSeed: tpm2.TPM2BEncryptedSecret{Buffer: c.Seed}, Symmetric: tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
 			}.Execute(d)
 			if err != nil {
-				return fmt.Errorf("%w: %w", ErrActivation, err)
+				return reason.Because(reason.OtherTPM, fmt.Errorf("%w: %w", ErrActivation, err))
 			}
 			private = r.OutPrivate
 			return nil

@@ -14,6 +14,7 @@ import (
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/attest/ekimport"
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 	"github.com/trusttree/trusttree/internal/tpm"
 	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
@@ -61,17 +62,18 @@ func TestT11ForgedImport(t *testing.T) {
 	for name, tt := range map[string]struct {
 		forge func(*ekimport.Response)
 		class error
+		code  reason.Code
 	}{
-		"HMAC guessed":                    {func(r *ekimport.Response) { r.AKSignature[10] ^= 1 }, attest.ErrActivation},
-		"another key certified":           {func(r *ekimport.Response) { r.AKCertify[len(r.AKCertify)-1] ^= 1 }, attest.ErrActivation},
-		"signature of another scheme":     {func(r *ekimport.Response) { r.AKSignature = r.Signature }, attest.ErrActivation},
-		"signature cut short":             {func(r *ekimport.Response) { r.AKSignature = r.AKSignature[:20] }, quote.ErrMalformed},
-		"attestation key of another":      {func(r *ekimport.Response) { r.AKPublic = thief.EnrollmentRequest(nil).AKPublic }, quote.ErrKey},
-		"the TLS key as attestation key":  {func(r *ekimport.Response) { r.AKPublic = r.KeyPublic }, quote.ErrKey},
-		"certification of the TLS key":    {func(r *ekimport.Response) { r.Signature[len(r.Signature)-1] ^= 1 }, quote.ErrSignature},
-		"certificate request of another":  {func(r *ekimport.Response) { r.CSR = must(thiefKey.CSR()) }, quote.ErrNonce},
-		"not a message":                   {func(r *ekimport.Response) { r.CSR = nil }, attest.ErrMalformed},
-		"certificate request that is not": {func(r *ekimport.Response) { r.CSR = []byte{1} }, attest.ErrMalformed},
+		"HMAC guessed":                    {func(r *ekimport.Response) { r.AKSignature[10] ^= 1 }, attest.ErrActivation, reason.WrongSecret},
+		"another key certified":           {func(r *ekimport.Response) { r.AKCertify[len(r.AKCertify)-1] ^= 1 }, attest.ErrActivation, reason.WrongSecret},
+		"signature of another scheme":     {func(r *ekimport.Response) { r.AKSignature = r.Signature }, attest.ErrActivation, reason.WrongSecret},
+		"signature cut short":             {func(r *ekimport.Response) { r.AKSignature = r.AKSignature[:20] }, quote.ErrMalformed, reason.CutShort},
+		"attestation key of another":      {func(r *ekimport.Response) { r.AKPublic = thief.EnrollmentRequest(nil).AKPublic }, quote.ErrKey, reason.OtherKey},
+		"the TLS key as attestation key":  {func(r *ekimport.Response) { r.AKPublic = r.KeyPublic }, quote.ErrKey, reason.KeyAttributes},
+		"certification of the TLS key":    {func(r *ekimport.Response) { r.Signature[len(r.Signature)-1] ^= 1 }, quote.ErrSignature, reason.BadSignature},
+		"certificate request of another":  {func(r *ekimport.Response) { r.CSR = must(thiefKey.CSR()) }, quote.ErrNonce, reason.CertifyNonce},
+		"not a message":                   {func(r *ekimport.Response) { r.CSR = nil }, attest.ErrMalformed, reason.CutShort},
+		"certificate request that is not": {func(r *ekimport.Response) { r.CSR = []byte{1} }, attest.ErrMalformed, reason.Malformed},
 	} {
 		ch, err := c.registrar.BeginImport(ctx, ek, nil)
 		require.NoError(t, err)
@@ -80,6 +82,7 @@ func TestT11ForgedImport(t *testing.T) {
 		tt.forge(rsp)
 		_, err = c.registrar.CompleteImport(ctx, rsp)
 		require.ErrorIs(t, err, tt.class, name)
+		require.ErrorIs(t, err, tt.code, name)
 	}
 	// another TPM can't import the key
 	ch, err := c.registrar.BeginImport(ctx, ek, nil)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/trusttree/trusttree/attest/internal/strict"
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
 
@@ -70,13 +71,13 @@ func verifyKeys(ak *quote.Key, s Session, nonce []byte, bodies []Body) ([]crypto
 		}
 		var list keyAttestations
 		if len(b.Data) > maxKeys*6*maxTPM {
-			return nil, fmt.Errorf("%w: key attestations of %d bytes", ErrMalformed, len(b.Data))
+			return nil, reason.Because(reason.TooLarge, fmt.Errorf("%w: key attestations of %d bytes", ErrMalformed, len(b.Data)))
 		}
 		if err := strict.Decode(b.Data, &list); err != nil {
-			return nil, fmt.Errorf("%w: key attestations: %w", ErrMalformed, err)
+			return nil, reason.Because(reason.Malformed, fmt.Errorf("%w: key attestations: %w", ErrMalformed, err))
 		}
 		if list.Version != messageVersion || len(list.Keys) == 0 || len(list.Keys) > maxKeys {
-			return nil, fmt.Errorf("%w: version %d with %d key attestations, want 1 to %d", ErrMalformed, list.Version, len(list.Keys), maxKeys)
+			return nil, reason.Because(reason.Malformed, fmt.Errorf("%w: version %d with %d key attestations, want 1 to %d", ErrMalformed, list.Version, len(list.Keys), maxKeys))
 		}
 		keys := make([]crypto.PublicKey, 0, len(list.Keys))
 		for i, a := range list.Keys {

@@ -14,6 +14,7 @@ import (
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/attest/internal/softnode"
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/internal/tpm"
 	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
 )
@@ -88,29 +89,30 @@ func TestForgedKeyAttestations(t *testing.T) {
 	for name, tt := range map[string]struct {
 		body  func(s attest.Session, nonce []byte) []byte
 		class error
+		code  reason.Code
 	}{
 		"F9 of an older challenge": {func(s attest.Session, _ []byte) []byte {
 			return keysBody(1, attestation{n.Key.Public, n.CertifyKey(s, make([]byte, 32), n.Key.Public), nil}, n.AK)
-		}, quote.ErrNonce},
+		}, quote.ErrNonce, reason.CertifyNonce},
 		"of another session": {func(s attest.Session, nonce []byte) []byte {
 			s.Binding[0] ^= 1
 			return keysBody(1, attestation{n.Key.Public, n.CertifyKey(s, nonce, n.Key.Public), nil}, n.AK)
-		}, quote.ErrNonce},
+		}, quote.ErrNonce, reason.CertifyNonce},
 		"by another attestation key": {func(s attest.Session, nonce []byte) []byte {
 			return keysBody(1, attestation{n.Key.Public, n.CertifyKey(s, nonce, n.Key.Public), nil}, other)
-		}, quote.ErrSignature},
+		}, quote.ErrSignature, reason.BadSignature},
 		"F10 software key": {func(s attest.Session, nonce []byte) []byte {
 			soft := n.Key.Encode(1<<18|1<<6, 0x18, 0x0B)
 			return keysBody(1, attestation{soft, n.CertifyKey(s, nonce, soft), nil}, n.AK)
-		}, quote.ErrKey},
-		"unknown version": {func(attest.Session, []byte) []byte { return []byte(`{"version":2,"keys":[{}]}`) }, attest.ErrMalformed},
-		"unknown field":   {func(attest.Session, []byte) []byte { return []byte(`{"version":1,"keys":[],"x":1}`) }, attest.ErrMalformed},
-		"none":            {func(attest.Session, []byte) []byte { return []byte(`{"version":1,"keys":[]}`) }, attest.ErrMalformed},
+		}, quote.ErrKey, reason.SoftwareKey},
+		"unknown version": {func(attest.Session, []byte) []byte { return []byte(`{"version":2,"keys":[{}]}`) }, attest.ErrMalformed, reason.Malformed},
+		"unknown field":   {func(attest.Session, []byte) []byte { return []byte(`{"version":1,"keys":[],"x":1}`) }, attest.ErrMalformed, reason.Malformed},
+		"none":            {func(attest.Session, []byte) []byte { return []byte(`{"version":1,"keys":[]}`) }, attest.ErrMalformed, reason.Malformed},
 		"too many": {func(attest.Session, []byte) []byte {
 			return []byte(`{"version":1,"keys":[{},{},{},{},{},{},{},{},{}]}`)
-		}, attest.ErrMalformed},
-		"huge":  {func(attest.Session, []byte) []byte { return bytes.Repeat([]byte{' '}, 1<<20) }, attest.ErrMalformed},
-		"empty": {func(attest.Session, []byte) []byte { return nil }, attest.ErrMalformed},
+		}, attest.ErrMalformed, reason.Malformed},
+		"huge":  {func(attest.Session, []byte) []byte { return bytes.Repeat([]byte{' '}, 1<<20) }, attest.ErrMalformed, reason.TooLarge},
+		"empty": {func(attest.Session, []byte) []byte { return nil }, attest.ErrMalformed, reason.Malformed},
 	} {
 		ch, err := c.verifier.Challenge(t.Context(), n.Session(nil))
 		require.NoError(t, err)
@@ -118,6 +120,7 @@ func TestForgedKeyAttestations(t *testing.T) {
 		n.Bodies = []attest.Body{{MediaType: "application/vnd.trusttree.keys+json", Data: tt.body(s, ch.Nonce)}}
 		r, err := c.verifier.Appraise(t.Context(), s, n.Evidence(t.Context(), s, ch))
 		require.ErrorIs(t, err, tt.class, name)
+		require.ErrorIs(t, err, tt.code, name)
 		var a *attest.AppraisalError
 		require.ErrorAs(t, err, &a, name)
 		assert.True(t, a.Broken, name)

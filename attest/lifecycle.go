@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 )
 
@@ -29,7 +30,7 @@ func (r *Registrar) Revoke(ctx context.Context, id registry.DeviceID, reason str
 func (r *Registrar) Release(ctx context.Context, id registry.DeviceID) error {
 	err := update(ctx, r.c.Devices, id, func(d *registry.Device) error {
 		if d.State != registry.Revoked {
-			return fmt.Errorf("%w: device %s is %s: revoke it first", ErrBound, id, d.State)
+			return reason.Because(reason.NotRevoked, fmt.Errorf("%w: device %s is %s: revoke it first", ErrBound, id, d.State))
 		}
 		d.State, d.Reason, d.KeySPKI = registry.Released, "", nil
 		return nil
@@ -47,14 +48,14 @@ func (r *Registrar) Release(ctx context.Context, id registry.DeviceID) error {
 func (r *Registrar) Renew(ctx context.Context, result *Result, csr []byte) (*Enrollment, error) {
 	now := r.c.Now()
 	if result == nil || !now.Before(result.expires) || result.device == (registry.DeviceID{}) {
-		return nil, fmt.Errorf("%w: no fresh attestation result", ErrExpired)
+		return nil, reason.Because(reason.Expired, fmt.Errorf("%w: no fresh attestation result", ErrExpired))
 	}
 	req, err := parseCSR(csr)
 	if err != nil {
 		return nil, err
 	}
 	if sha256.Sum256(req.RawSubjectPublicKeyInfo) != result.leafSPKI {
-		return nil, fmt.Errorf("%w: the certificate request is not for the key that attested", ErrKeyMismatch)
+		return nil, reason.Because(reason.CSRKey, fmt.Errorf("%w: the certificate request is not for the key that attested", ErrKeyMismatch))
 	}
 	to := now.Add(r.c.CertificateTTL)
 	if err := update(ctx, r.c.Devices, result.device, func(d *registry.Device) error {

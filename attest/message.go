@@ -9,6 +9,7 @@ import (
 	"github.com/trusttree/trusttree/attest/ekimport"
 	"github.com/trusttree/trusttree/attest/internal/strict"
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 )
 
@@ -127,10 +128,10 @@ func Parse[M Message](data []byte) (*M, error) {
 		limit = MaxEvidence
 	}
 	if len(data) > limit {
-		return nil, fmt.Errorf("%w: message of %d bytes, limit %d", ErrMalformed, len(data), limit)
+		return nil, reason.Because(reason.TooLarge, fmt.Errorf("%w: message of %d bytes, limit %d", ErrMalformed, len(data), limit))
 	}
 	if err := strict.Decode(data, m); err != nil {
-		return nil, fmt.Errorf("%w: %T: %w", ErrMalformed, *m, err)
+		return nil, reason.Because(reason.Malformed, fmt.Errorf("%w: %T: %w", ErrMalformed, *m, err))
 	}
 	if err := check(m); err != nil {
 		return nil, err
@@ -170,7 +171,7 @@ func Marshal[M Message](m *M) ([]byte, error) {
 func check(m any) error {
 	var f fields
 	if reflect.ValueOf(m).IsNil() {
-		return fmt.Errorf("%w: no %T", ErrMalformed, m)
+		return reason.Because(reason.Malformed, fmt.Errorf("%w: no %T", ErrMalformed, m))
 	}
 	switch m := m.(type) {
 	case *EnrollmentRequest:
@@ -202,6 +203,7 @@ func check(m any) error {
 		f.size("nonce", m.Nonce, nonceSize, nonceSize)
 		if f.err == nil {
 			f.err = quote.CheckSelection(m.PCRs)
+			f.code = reason.Of(f.err)
 		}
 	case *Evidence:
 		f.version(m.Version)
@@ -229,56 +231,63 @@ func check(m any) error {
 		f.size("csr", m.CSR, 1, maxCertificate)
 	}
 	if f.err != nil {
-		return fmt.Errorf("%w: %T: %w", ErrMalformed, m, f.err)
+		return reason.Because(f.code, fmt.Errorf("%w: %T: %w", ErrMalformed, m, f.err))
 	}
 	return nil
 }
 
-type fields struct{ err error }
+type fields struct {
+	err  error
+	code reason.Code
+}
 
-func (f *fields) fail(format string, args ...any) {
+func (f *fields) fail(code reason.Code, format string, args ...any) {
 	if f.err == nil {
-		f.err = fmt.Errorf(format, args...)
+		f.err, f.code = fmt.Errorf(format, args...), code
 	}
 }
 
 func (f *fields) version(v int) {
 	if v != messageVersion {
-		f.fail("version %d, this program reads %d", v, messageVersion)
+		f.fail(reason.Version, "version %d, this program reads %d", v, messageVersion)
 	}
 }
 
 func (f *fields) size(name string, b []byte, least, most int) {
 	if len(b) < least || len(b) > most {
-		f.fail("%s has %d bytes, want %d to %d", name, len(b), least, most)
+		code := reason.TooLarge
+		if len(b) < least {
+			code = reason.CutShort
+		}
+		f.fail(code, "%s has %d bytes, want %d to %d", name, len(b), least, most)
 	}
 }
 
 func (f *fields) id(id string) {
 	if len(id) == 0 || len(id) > maxID {
-		f.fail("challenge ID has %d characters, want 1 to %d", len(id), maxID)
+		f.fail(reason.Malformed, "challenge ID has %d characters, want 1 to %d", len(id), maxID)
 	}
 	for _, r := range id {
 		if (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' {
-			f.fail("challenge ID has characters other than a-z, 0-9 and -")
+			f.fail(reason.Malformed, "challenge ID has characters other than a-z, 0-9 and -")
 		}
 	}
 }
 
 func (f *fields) purpose(p string) {
 	if len(p) == 0 || len(p) > 32 {
-		f.fail("purpose has %d characters, want 1 to 32", len(p))
+		f.fail(reason.Malformed, "purpose has %d characters, want 1 to 32", len(p))
 	}
 	for _, r := range p {
 		if (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' {
-			f.fail("purpose has characters other than a-z, 0-9 and -")
+			f.fail(reason.Malformed, "purpose has characters other than a-z, 0-9 and -")
 		}
 	}
 }
 
 func (f *fields) certificates(chain [][]byte) {
 	if len(chain) == 0 || len(chain) > maxCertificates {
-		f.fail("%d certificates, want 1 to %d", len(chain), maxCertificates)
+		f.fail(reason.Malformed, "%d certificates, want 1 to %d", len(chain), maxCertificates)
 	}
 	for _, c := range chain {
 		f.size("certificate", c, 1, maxCertificate)
@@ -287,21 +296,21 @@ func (f *fields) certificates(chain [][]byte) {
 
 func (f *fields) bodies(list []Body) {
 	if len(list) > maxBodies {
-		f.fail("%d bodies, limit %d", len(list), maxBodies)
+		f.fail(reason.TooLarge, "%d bodies, limit %d", len(list), maxBodies)
 		return
 	}
 	last, total := "", 0
 	for _, b := range list {
 		if len(b.MediaType) == 0 || len(b.MediaType) > maxMediaType {
-			f.fail("media type has %d characters, want 1 to %d", len(b.MediaType), maxMediaType)
+			f.fail(reason.Malformed, "media type has %d characters, want 1 to %d", len(b.MediaType), maxMediaType)
 		}
 		if b.MediaType <= last {
-			f.fail("media type %q is twice there or out of order", b.MediaType)
+			f.fail(reason.Malformed, "media type %q is twice there or out of order", b.MediaType)
 		}
 		last = b.MediaType
 		total += len(b.Data)
 	}
 	if total > maxBodyBytes {
-		f.fail("bodies of %d bytes together, limit %d", total, maxBodyBytes)
+		f.fail(reason.TooLarge, "bodies of %d bytes together, limit %d", total, maxBodyBytes)
 	}
 }

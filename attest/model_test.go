@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/attest/internal/softnode"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 )
 
@@ -51,8 +53,17 @@ func TestModel(t *testing.T) {
 				require.Equal(rt, n.Device, r.Device())
 				state, deadline = registry.Affirming, r.Expires()
 			} else {
-				require.Error(rt, err)
 				require.Nil(rt, r)
+				switch {
+				case a.used:
+					require.ErrorIs(rt, err, reason.NoChallenge)
+				case !c.now.Before(a.expires):
+					require.True(rt, errors.Is(err, attest.ErrExpired) || errors.Is(err, reason.NoChallenge), "%v", err)
+				case !admitted():
+					require.ErrorIs(rt, err, attest.ErrRevoked)
+				default:
+					require.ErrorIs(rt, err, attest.ErrNotAffirming)
+				}
 				if !good && admitted() && !a.used && c.now.Before(a.expires) {
 					state = registry.Failing
 				}
@@ -74,7 +85,11 @@ func TestModel(t *testing.T) {
 			"challenge": func(*rapid.T) {
 				ch, err := c.verifier.Challenge(t.Context(), n.Session(nil))
 				if !admitted() {
-					require.Error(rt, err)
+					if bound {
+						require.ErrorIs(rt, err, reason.Revoked)
+					} else {
+						require.ErrorIs(rt, err, registry.ErrNotFound)
+					}
 					return
 				}
 				require.NoError(rt, err)
@@ -99,7 +114,11 @@ func TestModel(t *testing.T) {
 			"release": func(*rapid.T) {
 				err := c.registrar.Release(t.Context(), n.Device)
 				if state != registry.Revoked {
-					require.Error(rt, err)
+					if bound {
+						require.ErrorIs(rt, err, reason.NotRevoked)
+					} else {
+						require.ErrorIs(rt, err, registry.ErrNotFound)
+					}
 					return
 				}
 				require.NoError(rt, err)

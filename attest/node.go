@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
@@ -88,7 +89,7 @@ type EndorsementKey struct {
 // close.
 func Open(ctx context.Context, t transport.TPM, c NodeConfig) (*Node, error) {
 	if len(c.EKName) == 0 && len(c.Endorsers.Anchors) == 0 {
-		return nil, fmt.Errorf("%w: give NodeConfig.EKName or Endorsers: an unknown key protects no session", ErrPin)
+		return nil, reason.Because(reason.NotPinned, fmt.Errorf("%w: give NodeConfig.EKName or Endorsers: an unknown key protects no session", ErrPin))
 	}
 	if bytes.IndexByte(c.OwnerAuth, 0) >= 0 {
 		return nil, errors.New("attest: NodeConfig.OwnerAuth has a zero byte")
@@ -130,7 +131,7 @@ func (n *Node) open(d *tpm.Device) error {
 		}
 		if len(n.c.EKName) > 0 {
 			if !bytes.Equal(ek.Name, n.c.EKName) {
-				refused = fmt.Errorf("%w: template %s has name %x", ErrPin, t.name, ek.Name)
+				refused = reason.Because(reason.NotPinned, fmt.Errorf("%w: template %s has name %x", ErrPin, t.name, ek.Name))
 				continue
 			}
 		} else if _, err := n.c.Endorsers.Verify(ek.ders(), n.c.Now()); err != nil {
@@ -249,7 +250,7 @@ func (n *Node) withEK(d *tpm.Device, f func(ek *tpm.Key) error) (err error) {
 	}
 	defer func() { err = errors.Join(err, k.Flush()) }()
 	if err := k.Pin(n.ek.Name); err != nil {
-		return fmt.Errorf("%w: %w", ErrPin, err)
+		return reason.Because(reason.NotPinned, fmt.Errorf("%w: %w", ErrPin, err))
 	}
 	return f(k)
 }
@@ -284,7 +285,7 @@ func (n *Node) Activate(ctx context.Context, c *ActivationChallenge, key *Device
 		return nil, err
 	}
 	if c.Device != n.device {
-		return nil, fmt.Errorf("%w: it is for device %s, this is %s", ErrChallenge, c.Device, n.device)
+		return nil, reason.Because(reason.OtherDevice, fmt.Errorf("%w: it is for device %s, this is %s", ErrChallenge, c.Device, n.device))
 	}
 	spki, err := key.spki()
 	if err != nil {
@@ -326,7 +327,7 @@ func (n *Node) activate(d *tpm.Device, ek, ak *tpm.Key, c *ActivationChallenge) 
 			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: c.Secret},
 		}.Execute(d)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrActivation, err)
+			return reason.Because(reason.OtherTPM, fmt.Errorf("%w: %w", ErrActivation, err))
 		}
 		secret = r.CertInfo.Buffer
 		return nil

@@ -309,13 +309,13 @@ func TestCollectorsThatFail(t *testing.T) {
 	require.NoError(t, os.WriteFile(big, make([]byte, 100), 0o600))
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
-	for name, collectors := range map[string][]attest.Collector{
-		"error":         {body("a/a", errors.New("bay is open"))},
-		"twice":         {body("a/a", nil), body("a/a", nil)},
-		"no media type": {body("", nil)},
-		"no file":       {attest.FileCollector("a/a", big+"x", 10)},
-		"file too big":  {attest.FileCollector("a/a", big, 99)},
-		"a pipe":        {attest.FileCollector("a/a", pipe, 99)},
+	for text, collectors := range map[string][]attest.Collector{
+		"bay is open":                 {body("a/a", errors.New("bay is open"))},
+		"is twice there":              {body("a/a", nil), body("a/a", nil)},
+		"media type has 0 characters": {body("", nil)},
+		"no such file":                {attest.FileCollector("a/a", big+"x", 10)},
+		"larger than 99 bytes":        {attest.FileCollector("a/a", big, 99)},
+		"not a regular file":          {attest.FileCollector("a/a", pipe, 99)},
 	} {
 		n := open(t, dev, attest.NodeConfig{Endorsers: endorsers, Collectors: collectors})
 		key, _ := c.enroll(n)
@@ -323,7 +323,7 @@ func TestCollectorsThatFail(t *testing.T) {
 		ch, err := c.verifier.Challenge(t.Context(), s)
 		require.NoError(t, err)
 		_, err = n.Evidence(t.Context(), s, ch)
-		require.Error(t, err, name)
+		require.ErrorContains(t, err, text)
 	}
 	n := open(t, dev, attest.NodeConfig{Endorsers: endorsers, Collectors: []attest.Collector{attest.FileCollector("a/a", big, 100)}})
 	key, err := n.DeviceKey(t.Context())

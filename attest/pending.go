@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/trusttree/trusttree/attest/internal/strict"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 )
 
@@ -46,20 +47,20 @@ func (r *Registrar) put(ctx context.Context, p pending) (id string, err error) {
 func takePending(ctx context.Context, s registry.ChallengeStore, id, purpose string, now time.Time) (*pending, error) {
 	value, err := s.Take(ctx, id)
 	if errors.Is(err, registry.ErrNotFound) {
-		return nil, ErrChallenge
+		return nil, reason.Because(reason.NoActivation, ErrChallenge)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("attest: take challenge: %w", err)
 	}
 	p := &pending{}
 	if err := strict.Decode(value, p); err != nil || p.Version != messageVersion {
-		return nil, fmt.Errorf("%w: stored challenge can't be read", ErrChallenge)
+		return nil, reason.Because(reason.StoredChallenge, fmt.Errorf("%w: stored challenge can't be read", ErrChallenge))
 	}
 	if p.Purpose != purpose {
-		return nil, fmt.Errorf("%w: it is for another purpose", ErrChallenge)
+		return nil, reason.Because(reason.OtherPurpose, fmt.Errorf("%w: it is for another purpose", ErrChallenge))
 	}
 	if !now.Before(p.Expires) {
-		return nil, ErrExpired
+		return nil, reason.Because(reason.Expired, ErrExpired)
 	}
 	return p, nil
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 )
 
@@ -171,12 +172,12 @@ func (r *Registrar) entry(ctx context.Context, en *Endorsement, akPublic []byte)
 	}
 	switch d.State {
 	case registry.Revoked:
-		return d, fmt.Errorf("%w: device %s: %s", ErrRevoked, d.ID, d.Reason)
+		return d, reason.Because(reason.Revoked, fmt.Errorf("%w: device %s: %s", ErrRevoked, d.ID, d.Reason))
 	case registry.Released:
 		return registry.Device{Version: d.Version, ID: en.device, EKCertificate: en.cert.Raw, AKPublic: akPublic, Manufacturer: en.manufacturer}, nil
 	}
 	if !bytes.Equal(d.AKPublic, akPublic) {
-		return d, fmt.Errorf("%w: device %s has another attestation key: revoke and release it to enrol it anew", ErrBound, d.ID)
+		return d, reason.Because(reason.Bound, fmt.Errorf("%w: device %s has another attestation key: revoke and release it to enrol it anew", ErrBound, d.ID))
 	}
 	return d, nil
 }
@@ -206,7 +207,7 @@ func (r *Registrar) complete(ctx context.Context, rsp *ActivationResponse) (*Enr
 		return nil, err
 	}
 	if hash := sha256.Sum256(rsp.Secret); subtle.ConstantTimeCompare(hash[:], p.SecretHash) != 1 {
-		return nil, ErrActivation
+		return nil, reason.Because(reason.WrongSecret, ErrActivation)
 	}
 	ak, err := quote.ParseKey(p.AKPublic)
 	if err != nil {
@@ -232,7 +233,7 @@ func (r *Registrar) admit(ctx context.Context, p *pending, ak *quote.Key, keyPub
 		return nil, err
 	}
 	if k, ok := key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(csr.PublicKey) {
-		return nil, fmt.Errorf("%w: the certificate request is for another key", ErrKeyMismatch)
+		return nil, reason.Because(reason.CSRKey, fmt.Errorf("%w: the certificate request is for another key", ErrKeyMismatch))
 	}
 	if err := r.c.Admit(ctx, Applicant{Endorsement: en, Token: p.Token, Proven: true}); err != nil {
 		return nil, fmt.Errorf("%w: device %s: %w", ErrNotAdmitted, en.device, err)
@@ -298,14 +299,14 @@ func (r *Registrar) issue(ctx context.Context, id registry.DeviceID, key crypto.
 // key. Only the key is taken from it.
 func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 	if len(der) > maxCertificate {
-		return nil, fmt.Errorf("%w: certificate request of %d bytes, limit %d", ErrMalformed, len(der), maxCertificate)
+		return nil, reason.Because(reason.TooLarge, fmt.Errorf("%w: certificate request of %d bytes, limit %d", ErrMalformed, len(der), maxCertificate))
 	}
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
-		return nil, fmt.Errorf("%w: certificate request: %w", ErrMalformed, err)
+		return nil, reason.Because(reason.Malformed, fmt.Errorf("%w: certificate request: %w", ErrMalformed, err))
 	}
 	if err := csr.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("%w: certificate request: %w", ErrKeyMismatch, err)
+		return nil, reason.Because(reason.CSRSignature, fmt.Errorf("%w: certificate request: %w", ErrKeyMismatch, err))
 	}
 	return csr, nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
 
@@ -109,7 +110,7 @@ func (n *Node) storeChain(d *tpm.Device, leaf *x509.Certificate, chain []byte) e
 		}
 	}
 	if key == nil {
-		return fmt.Errorf("%w: the certificate is for another key than the TPM's", ErrKeyMismatch)
+		return reason.Because(reason.OtherKey, fmt.Errorf("%w: the certificate is for another key than the TPM's", ErrKeyMismatch))
 	}
 	// The new certificate goes beside the old one, which goes when the new one
 	// is whole, and then its key: a power cut leaves a key with its certificate.

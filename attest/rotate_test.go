@@ -14,6 +14,8 @@ import (
 
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/attest/ca"
+	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/internal/tpm"
 	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
 )
@@ -154,11 +156,12 @@ func TestAttestationKeyRotation(t *testing.T) {
 	_, err = c.attest(again, session(t, again, key))
 	require.NoError(t, err)
 	_, err = c.attest(n, session(t, n, key))
-	require.Error(t, err, "the old attestation key counts no more")
+	require.ErrorIs(t, err, quote.ErrSignature, "the old attestation key counts no more")
+	require.ErrorIs(t, err, reason.BadSignature)
 	_, err = attest.Open(t.Context(), dev, attest.NodeConfig{EKName: n.EndorsementKey().Name, AKLabel: string(make([]byte, 33))})
-	require.Error(t, err)
+	require.ErrorContains(t, err, "AKLabel")
 	_, err = attest.Open(t.Context(), dev, attest.NodeConfig{EKName: n.EndorsementKey().Name, AttestationKey: "AK"})
-	require.Error(t, err)
+	require.ErrorContains(t, err, "AttestationKey")
 }
 
 // The owner's attestation key (LAK) enrols and attests, and is not taken where
@@ -186,7 +189,8 @@ func TestLocalAttestationKey(t *testing.T) {
 		rsp, err := n.Import(t.Context(), ch, key)
 		require.NoError(t, err)
 		_, err = floor.registrar.CompleteImport(t.Context(), rsp)
-		require.Error(t, err)
+		require.ErrorIs(t, err, quote.ErrKey)
+		require.ErrorIs(t, err, reason.NotPrimary)
 
 		require.NoError(t, evictKey(t, dev, tpm.HandleLAK))
 		s := session(t, n, key)

@@ -20,6 +20,7 @@ import (
 	"github.com/trusttree/trusttree/attest"
 	"github.com/trusttree/trusttree/attest/internal/softnode"
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 	"github.com/trusttree/trusttree/internal/tpm"
 	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
@@ -45,11 +46,12 @@ func TestT5UnextendedBank(t *testing.T) {
 		PCRs: []quote.Selection{{Bank: 3, PCRs: []int{0}}},
 	})
 	require.ErrorIs(t, err, quote.ErrSelection, "SHA-1")
+	require.ErrorIs(t, err, reason.SHA1Bank)
 	_, err = attest.NewVerifier(attest.VerifierConfig{
 		Devices: c.devices, Challenges: c.challenges, Appraisers: []attest.Appraiser{func(context.Context, attest.Input) attest.Opinion { return attest.Opinion{} }},
 		PCRs: []quote.Selection{{Bank: 5, PCRs: []int{0}}}, Extended: []int{7},
 	})
-	require.Error(t, err, "a PCR that is to be extended and is not demanded")
+	require.ErrorContains(t, err, "PCR 7 is in Extended and not demanded")
 }
 
 // T7 (CVE-2021-3406): whoever shows another TPM's certificate gets a
@@ -70,9 +72,11 @@ func TestT7EndorsementKeyOfAnother(t *testing.T) {
 	require.NoError(t, err)
 	_, err = thief.Activate(t.Context(), ch, key)
 	require.ErrorIs(t, err, attest.ErrChallenge, "an honest node sees that it is not meant")
+	require.ErrorIs(t, err, reason.OtherDevice)
 	ch.Device = thief.Device()
 	_, err = thief.Activate(t.Context(), ch, key)
 	require.ErrorIs(t, err, attest.ErrActivation)
+	require.ErrorIs(t, err, reason.OtherTPM)
 	_, err = c.devices.Get(t.Context(), victim.Device())
 	require.ErrorIs(t, err, registry.ErrNotFound, "nothing was bound")
 }
@@ -92,6 +96,7 @@ func TestT13FirmwareFloor(t *testing.T) {
 			require.NoError(t, err)
 		} else {
 			require.ErrorIs(t, err, attest.ErrFirmware)
+			require.ErrorIs(t, err, reason.NoFloor)
 		}
 	}
 }
@@ -108,6 +113,7 @@ func TestT13ObscuredFirmware(t *testing.T) {
 	require.NoError(t, err)
 	_, err = softAttest(c, n)
 	require.ErrorIs(t, err, attest.ErrFirmware)
+	require.ErrorIs(t, err, reason.ObscuredFirmware)
 	n.Hierarchy, n.Firmware = 0x4000000B, 7
 	_, err = softAttest(c, n)
 	require.NoError(t, err)
@@ -124,7 +130,7 @@ func TestT16RSASSAPSSCertificate(t *testing.T) {
 		der := m.Resign(bytes.Replace(c.RawTBSCertificate, []byte{0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1}, []byte{0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, last}, 1))
 		_, err = attest.Endorsers{Anchors: []*x509.Certificate{m.Issuer}}.Verify([][]byte{der}, time.Now())
 		require.ErrorIs(t, err, attest.ErrUntrustedEK, name)
-		require.ErrorContains(t, err, "can't be read", name)
+		require.ErrorIs(t, err, reason.UnreadableKey, name)
 	}
 }
 
@@ -145,6 +151,7 @@ func TestT8KeyReplacedUnderWay(t *testing.T) {
 	}
 	_, err = softAttest(c, n)
 	require.ErrorIs(t, err, attest.ErrKeyMismatch)
+	require.ErrorIs(t, err, reason.AttestationKey)
 	d, err := c.devices.Get(t.Context(), n.Device)
 	require.NoError(t, err)
 	assert.Equal(t, registry.Enrolled, d.State)
@@ -164,7 +171,7 @@ func TestT19TPMErrorsKeepTheirClass(t *testing.T) {
 	require.NoError(t, err)
 	assert.Zero(t, h.Count())
 	_, err = attest.Open(t.Context(), dev, attest.NodeConfig{Endorsers: endorsers, OwnerAuth: []byte("a\x00b")})
-	require.Error(t, err, "a value that go-tpm would cut short")
+	require.ErrorContains(t, err, "zero byte", "a value that go-tpm would cut short")
 }
 
 // T21: neither logs nor errors hold a secret.
@@ -217,18 +224,19 @@ func TestT14AppraisersSeeOnlyWhatIsSigned(t *testing.T) {
 	for name, tt := range map[string]struct {
 		forge func(*attest.Evidence)
 		class error
+		code  reason.Code
 	}{
-		"signature": {func(e *attest.Evidence) { e.Signature[len(e.Signature)-1] ^= 1 }, quote.ErrSignature},
+		"signature": {func(e *attest.Evidence) { e.Signature[len(e.Signature)-1] ^= 1 }, quote.ErrSignature, reason.BadSignature},
 		"log": {func(e *attest.Evidence) {
 			e.Bodies = []attest.Body{{MediaType: "application/x-log", Data: make([]byte, 9<<20)}}
-		}, quote.ErrNonce},
-		"F3 log stripped":  {func(e *attest.Evidence) { e.Bodies = nil }, quote.ErrNonce},
-		"PCR values":       {func(e *attest.Evidence) { e.PCRValues[0] ^= 1 }, quote.ErrPCRMismatch},
-		"log twice":        {func(e *attest.Evidence) { e.Bodies = append(e.Bodies, e.Bodies[0]) }, attest.ErrMalformed},
-		"log too large":    {func(e *attest.Evidence) { e.Bodies[0].Data = make([]byte, 12<<20) }, attest.ErrMalformed},
-		"unknown version":  {func(e *attest.Evidence) { e.Version = 2 }, attest.ErrMalformed},
-		"quote too large":  {func(e *attest.Evidence) { e.Quote = make([]byte, 2000) }, attest.ErrMalformed},
-		"PCR values short": {func(e *attest.Evidence) { e.PCRValues = e.PCRValues[:64] }, quote.ErrPCRMismatch},
+		}, quote.ErrNonce, reason.QuoteNonce},
+		"F3 log stripped":  {func(e *attest.Evidence) { e.Bodies = nil }, quote.ErrNonce, reason.QuoteNonce},
+		"PCR values":       {func(e *attest.Evidence) { e.PCRValues[0] ^= 1 }, quote.ErrPCRMismatch, reason.OtherValues},
+		"log twice":        {func(e *attest.Evidence) { e.Bodies = append(e.Bodies, e.Bodies[0]) }, attest.ErrMalformed, reason.Malformed},
+		"log too large":    {func(e *attest.Evidence) { e.Bodies[0].Data = make([]byte, 12<<20) }, attest.ErrMalformed, reason.TooLarge},
+		"unknown version":  {func(e *attest.Evidence) { e.Version = 2 }, attest.ErrMalformed, reason.Version},
+		"quote too large":  {func(e *attest.Evidence) { e.Quote = make([]byte, 2000) }, attest.ErrMalformed, reason.TooLarge},
+		"PCR values short": {func(e *attest.Evidence) { e.PCRValues = e.PCRValues[:64] }, quote.ErrPCRMismatch, reason.TooFewValues},
 	} {
 		ch, err := c.verifier.Challenge(t.Context(), n.Session(nil))
 		require.NoError(t, err)
@@ -238,6 +246,7 @@ func TestT14AppraisersSeeOnlyWhatIsSigned(t *testing.T) {
 		tt.forge(e)
 		_, err = c.verifier.Appraise(t.Context(), s, e)
 		require.ErrorIs(t, err, tt.class, name)
+		require.ErrorIs(t, err, tt.code, name)
 	}
 }
 

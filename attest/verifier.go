@@ -15,8 +15,10 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/trusttree/trusttree/attest/bootid"
 	"github.com/trusttree/trusttree/attest/internal/strict"
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 )
 
@@ -178,10 +180,10 @@ func (v *Verifier) device(ctx context.Context, s Session) (registry.Device, erro
 
 func admissible(d registry.Device, s Session) error {
 	if d.State == registry.Revoked || d.State == registry.Released {
-		return fmt.Errorf("%w: device %s: %s", ErrRevoked, d.ID, d.Reason)
+		return reason.Because(reason.Revoked, fmt.Errorf("%w: device %s: %s", ErrRevoked, d.ID, d.Reason))
 	}
 	if subtle.ConstantTimeCompare(d.KeySPKI, s.LeafSPKI[:]) != 1 {
-		return fmt.Errorf("%w: the TLS session of device %s is not with the key enrolled last", ErrKeyMismatch, d.ID)
+		return reason.Because(reason.SessionKey, fmt.Errorf("%w: the TLS session of device %s is not with the key enrolled last", ErrKeyMismatch, d.ID))
 	}
 	return nil
 }
@@ -190,7 +192,7 @@ func admissible(d registry.Device, s Session) error {
 // on success. The challenge is used up whatever the outcome. Refusals are
 // *AppraisalError, which names every reason and unwraps to its class: broken
 // evidence (ErrMalformed, ErrChallenge, ErrExpired, ErrKeyMismatch, the errors
-// of package quote) or a violated policy (ErrRevoked, ErrRolledBack,
+// of package quote) or a violated policy (ErrRevoked, ErrRolledBack, ErrReset,
 // ErrFirmware, ErrUnmeasured, ErrNotAffirming). Other errors are the stores'
 // and ctx's: nothing was decided, try again with a new challenge.
 func (v *Verifier) Appraise(ctx context.Context, s Session, e *Evidence) (*Result, error) {
@@ -208,10 +210,10 @@ func (v *Verifier) appraise(ctx context.Context, s Session, e *Evidence) (*Resul
 		return nil, err
 	}
 	if s.Binding == [32]byte{} {
-		return nil, errors.New("attest: session: no binding to the TLS session")
+		return nil, reason.Because(reason.NoBinding, errors.New("attest: session: no binding to the TLS session"))
 	}
 	if err := check(e); err != nil {
-		return nil, broken("malformed", err)
+		return nil, broken(err)
 	}
 	now := v.c.Now()
 	o, err := v.take(ctx, s, e.Challenge, now)
@@ -228,15 +230,19 @@ func (v *Verifier) appraise(ctx context.Context, s Session, e *Evidence) (*Resul
 	}
 	values, err := ak.VerifyQuote(e.Quote, e.Signature, e.PCRValues, o.PCRs, s.qualifyingData(o.Nonce, s.Binding[:], bodiesDigest(e.Bodies)))
 	if err != nil {
-		return nil, broken("quote", err)
+		return nil, broken(err)
 	}
 	keys, err := verifyKeys(ak, s, o.Nonce, e.Bodies)
 	if err != nil {
-		return nil, broken("keys", err)
+		return nil, broken(err)
+	}
+	boot, err := bootOf(e.Bodies)
+	if err != nil {
+		return nil, broken(err)
 	}
 	in := v.input(s, o, e, values, now)
 	in.Keys = keys
-	verdict := v.judge(ctx, d, in, values, o.Minted)
+	verdict := v.judge(ctx, d, in, values, o.Minted, boot)
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("attest: appraise %s: %w", d.ID, err)
 	}
@@ -250,12 +256,15 @@ func (v *Verifier) appraise(ctx context.Context, s Session, e *Evidence) (*Resul
 			return refusal(err)
 		}
 		if !bytes.Equal(d.AKPublic, judged) { // released and enrolled anew meanwhile
-			return refusal(fmt.Errorf("%w: device %s has another attestation key by now", ErrKeyMismatch, d.ID))
+			return refusal(reason.Because(reason.AttestationKey, fmt.Errorf("%w: device %s has another attestation key by now", ErrKeyMismatch, d.ID)))
 		}
 		if err := forward(*d, in.Clock, o.Minted); err != nil {
 			return refusal(err)
 		}
-		d.State, d.Reason = registry.Affirming, ""
+		if err := together(*d, in.Clock, boot); err != nil {
+			return refusal(err)
+		}
+		d.State, d.Reason, d.BootID = registry.Affirming, "", boot
 		d.Appraised, d.Deadline = now, deadline
 		d.Clock, d.ResetCount, d.RestartCount, d.Firmware = max(in.Clock.Clock, sameBoot(*d, in.Clock)), in.Clock.ResetCount, in.Clock.RestartCount, in.Firmware
 		return nil
@@ -270,7 +279,7 @@ func (v *Verifier) appraise(ctx context.Context, s Session, e *Evidence) (*Resul
 func (v *Verifier) take(ctx context.Context, s Session, id string, now time.Time) (*open, error) {
 	value, err := v.c.Challenges.Take(ctx, id)
 	if errors.Is(err, registry.ErrNotFound) {
-		return nil, broken("challenge", ErrChallenge)
+		return nil, broken(reason.Because(reason.NoChallenge, ErrChallenge))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("attest: take challenge: %w", err)
@@ -278,15 +287,15 @@ func (v *Verifier) take(ctx context.Context, s Session, id string, now time.Time
 	o := &open{}
 	switch err := strict.Decode(value, o); {
 	case err != nil || o.Version != messageVersion || len(o.Nonce) != nonceSize || quote.CheckSelection(o.PCRs) != nil:
-		return nil, broken("challenge", fmt.Errorf("%w: stored challenge can't be read", ErrChallenge))
+		return nil, broken(reason.Because(reason.StoredChallenge, fmt.Errorf("%w: stored challenge can't be read", ErrChallenge)))
 	case o.Device != s.Device:
-		return nil, broken("challenge", fmt.Errorf("%w: it was minted for another device", ErrChallenge))
+		return nil, broken(reason.Because(reason.OtherDevice, fmt.Errorf("%w: it was minted for another device", ErrChallenge)))
 	case o.Purpose != s.Purpose:
-		return nil, broken("challenge", fmt.Errorf("%w: it was minted for purpose %q", ErrChallenge, o.Purpose))
+		return nil, broken(reason.Because(reason.OtherPurpose, fmt.Errorf("%w: it was minted for purpose %q", ErrChallenge, o.Purpose)))
 	case subtle.ConstantTimeCompare(o.LeafSPKI, s.LeafSPKI[:]) != 1:
-		return nil, broken("challenge", fmt.Errorf("%w: it was minted for a session with another key", ErrChallenge))
+		return nil, broken(reason.Because(reason.OtherSession, fmt.Errorf("%w: it was minted for a session with another key", ErrChallenge)))
 	case !now.Before(o.Expires):
-		return nil, broken("challenge", ErrExpired)
+		return nil, broken(reason.Because(reason.Expired, ErrExpired))
 	}
 	return o, nil
 }
@@ -307,19 +316,21 @@ func (v *Verifier) input(s Session, o *open, e *Evidence, values quote.Values, n
 }
 
 // judge collects everything that speaks against evidence which is authentic.
-func (v *Verifier) judge(ctx context.Context, d registry.Device, in Input, values quote.Values, minted time.Time) *AppraisalError {
+func (v *Verifier) judge(ctx context.Context, d registry.Device, in Input, values quote.Values, minted time.Time, boot string) *AppraisalError {
 	// The device is known and its attestation key's TPM proven.
 	verdict := &AppraisalError{Status: StatusAffirming, claims: map[string]Status{"instance-identity": StatusAffirming}}
 	if err := forward(d, in.Clock, minted); err != nil {
-		verdict.add("clock", err)
+		verdict.add(err)
+	} else if err := together(d, in.Clock, boot); err != nil {
+		verdict.add(err)
 	}
 	if err := v.c.Endorsers.firmwareFloor(d.Manufacturer, values); err != nil {
-		verdict.add("firmware", err)
+		verdict.add(err)
 	}
 	for _, sel := range v.c.PCRs {
 		for _, p := range v.c.Extended {
 			if untouched(in.Banks[sel.Bank][p]) {
-				verdict.add("unmeasured", fmt.Errorf("%w: PCR %d of bank %v", ErrUnmeasured, p, sel.Bank))
+				verdict.add(reason.Because(reason.Unmeasured, fmt.Errorf("%w: PCR %d of bank %v", ErrUnmeasured, p, sel.Bank)))
 			}
 		}
 	}
@@ -373,11 +384,42 @@ func worst(o Opinion) Status {
 func forward(d registry.Device, c tpm2.TPMSClockInfo, minted time.Time) error {
 	switch {
 	case c.ResetCount < d.ResetCount:
-		return fmt.Errorf("%w: reset count %d after %d", ErrRolledBack, c.ResetCount, d.ResetCount)
+		return reason.Because(reason.ResetCount, fmt.Errorf("%w: reset count %d after %d", ErrRolledBack, c.ResetCount, d.ResetCount))
 	case c.ResetCount == d.ResetCount && c.RestartCount < d.RestartCount:
-		return fmt.Errorf("%w: restart count %d after %d", ErrRolledBack, c.RestartCount, d.RestartCount)
+		return reason.Because(reason.RestartCount, fmt.Errorf("%w: restart count %d after %d", ErrRolledBack, c.RestartCount, d.RestartCount))
 	case c.ResetCount == d.ResetCount && c.RestartCount == d.RestartCount && c.Clock < d.Clock && minted.After(d.Appraised):
-		return fmt.Errorf("%w: clock %d ms after %d ms", ErrRolledBack, c.Clock, d.Clock)
+		return reason.Because(reason.Clock, fmt.Errorf("%w: clock %d ms after %d ms", ErrRolledBack, c.Clock, d.Clock))
+	}
+	return nil
+}
+
+// bootOf returns the boot ID in evidence, or "" without any.
+func bootOf(bodies []Body) (string, error) {
+	for _, b := range bodies {
+		if b.MediaType == bootid.MediaType {
+			id, err := bootid.Parse(b.Data)
+			if err != nil {
+				return "", reason.Because(reason.Malformed, fmt.Errorf("%w: %w", ErrMalformed, err))
+			}
+			return id, nil
+		}
+	}
+	return "", nil
+}
+
+// together returns ErrReset unless TPM and machine started anew together since
+// the last appraisal, or neither did. It says nothing of devices that never
+// showed a boot ID.
+func together(d registry.Device, c tpm2.TPMSClockInfo, boot string) error {
+	switch reset := c.ResetCount != d.ResetCount; {
+	case d.BootID == "":
+		return nil
+	case boot == "":
+		return reason.Because(reason.NoBootID, fmt.Errorf("%w: device %s sends no boot ID any more: revoke and release it if that is meant", ErrReset, d.ID))
+	case reset && boot == d.BootID:
+		return reason.Because(reason.ResetWithoutReboot, fmt.Errorf("%w: reset count %d after %d in one boot: something reset the TPM of device %s beside the machine", ErrReset, c.ResetCount, d.ResetCount, d.ID))
+	case !reset && boot != d.BootID:
+		return reason.Because(reason.RebootWithoutReset, fmt.Errorf("%w: device %s has booted and its TPM was not reset: still reset count %d", ErrReset, d.ID, c.ResetCount))
 	}
 	return nil
 }
@@ -397,11 +439,9 @@ func untouched(v []byte) bool {
 func refusal(err error) error {
 	switch {
 	case errors.Is(err, ErrKeyMismatch):
-		return broken("key", err)
-	case errors.Is(err, ErrRevoked):
-		return &AppraisalError{Status: StatusContraindicated, Reasons: []Reason{{"revoked", err.Error()}}, causes: []error{err}}
-	case errors.Is(err, ErrRolledBack):
-		return &AppraisalError{Status: StatusContraindicated, Reasons: []Reason{{"clock", err.Error()}}, causes: []error{err}}
+		return broken(err)
+	case errors.Is(err, ErrRevoked), errors.Is(err, ErrRolledBack), errors.Is(err, ErrReset):
+		return violated(err)
 	}
 	return err
 }

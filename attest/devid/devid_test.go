@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/binary"
+	"errors"
 	"os"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"github.com/trusttree/trusttree/attest/devid"
 	"github.com/trusttree/trusttree/attest/internal/softnode"
 	"github.com/trusttree/trusttree/attest/quote"
+	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
 	"github.com/trusttree/trusttree/internal/tpm"
 	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
@@ -124,7 +126,7 @@ func TestRequestsRefused(t *testing.T) {
 		bad[i] ^= 1
 		if r, err := devid.Parse(bad); err == nil {
 			_, err = r.Verify(e, time.Now())
-			require.Error(t, err, "byte %d", i)
+			require.True(t, errors.Is(err, devid.ErrSignature) || reason.Of(err) != "", "byte %d: %v", i, err)
 		} else {
 			require.ErrorIs(t, err, devid.ErrMalformed, "byte %d", i)
 		}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/trusttree/trusttree/attest/reason"
 )
 
 // Sizes of what a TPM signs or returns (TPM 2.0 Library, part 2, section 10).
@@ -40,14 +42,14 @@ type attested struct {
 // (CVE-2024-29038).
 func parseAttested(b []byte, kind uint16) (a attested, err error) {
 	if len(b) > maxAttested {
-		return a, fmt.Errorf("%w: attested data of %d bytes, limit %d", ErrMalformed, len(b), maxAttested)
+		return a, reason.Because(reason.TooLarge, fmt.Errorf("%w: attested data of %d bytes, limit %d", ErrMalformed, len(b), maxAttested))
 	}
 	c := cursor{b: b}
 	if m := c.u32(); m != magic {
-		return a, fmt.Errorf("%w: magic is %08x: not made by a TPM", ErrMalformed, m)
+		return a, reason.Because(reason.NotFromTPM, fmt.Errorf("%w: magic is %08x: not made by a TPM", ErrMalformed, m))
 	}
 	if a.kind = c.u16(); a.kind != kind {
-		return a, fmt.Errorf("%w: attested data of kind %04x, want %04x", ErrMalformed, a.kind, kind)
+		return a, reason.Because(reason.WrongKind, fmt.Errorf("%w: attested data of kind %04x, want %04x", ErrMalformed, a.kind, kind))
 	}
 	a.signer = c.sized(maxName)
 	a.extraData = c.sized(maxDigest)
@@ -61,7 +63,7 @@ func parseAttested(b []byte, kind uint16) (a attested, err error) {
 		before := c.b
 		n := c.u32()
 		if n > maxBanks {
-			return a, fmt.Errorf("%w: quote over %d banks, limit %d", ErrMalformed, n, maxBanks)
+			return a, reason.Because(reason.TooManyBanks, fmt.Errorf("%w: quote over %d banks, limit %d", ErrMalformed, n, maxBanks))
 		}
 		for range n {
 			c.u16()
@@ -73,8 +75,11 @@ func parseAttested(b []byte, kind uint16) (a attested, err error) {
 		a.name = c.sized(maxName)
 		a.qualified = c.sized(maxName)
 	}
-	if !c.done() || safe > 1 {
-		return a, fmt.Errorf("%w: attested data is cut short or has bytes too many", ErrMalformed)
+	if err := c.whole("attested data"); err != nil {
+		return a, err
+	}
+	if safe > 1 {
+		return a, reason.Because(reason.BadFlag, fmt.Errorf("%w: clock is safe: %d, want 0 or 1", ErrMalformed, safe))
 	}
 	return a, nil
 }

@@ -1,6 +1,11 @@
 package quote
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/trusttree/trusttree/attest/reason"
+)
 
 // cursor reads big-endian TPM structures (TPM 2.0 Library, part 2). After the
 // first read beyond the end every read gives zero and ok is false. It copies
@@ -60,3 +65,14 @@ func (c *cursor) sized(limit int) []byte {
 
 // done reports whether everything was read and nothing was missing.
 func (c *cursor) done() bool { return !c.bad && len(c.b) == 0 }
+
+// whole returns an error unless everything was read and nothing was missing.
+func (c *cursor) whole(what string) error {
+	switch {
+	case c.bad:
+		return reason.Because(reason.CutShort, fmt.Errorf("%w: %s cut short", ErrMalformed, what))
+	case len(c.b) > 0:
+		return reason.Because(reason.TrailingBytes, fmt.Errorf("%w: %s with bytes too many", ErrMalformed, what))
+	}
+	return nil
+}

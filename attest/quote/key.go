@@ -11,6 +11,8 @@ import (
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/trusttree/trusttree/attest/reason"
 )
 
 // Key is an attestation key's public part, checked: a restricted signing key
@@ -30,14 +32,17 @@ func ParseKey(tpmtPublic []byte) (*Key, error) {
 		return nil, err
 	}
 	if p.attrs&^attrFree != attrResident|attrRestricted|attrSign {
-		return nil, fmt.Errorf("%w: attributes %08x are not those of an attestation key", ErrKey, p.attrs)
+		return nil, reason.Because(reason.KeyAttributes, fmt.Errorf("%w: attributes %08x are not those of an attestation key", ErrKey, p.attrs))
+	}
+	if p.scheme == algNull {
+		return nil, reason.Because(reason.NullScheme, fmt.Errorf("%w: an attestation key needs a scheme of its own", ErrKey))
 	}
 	if hashOf(p.schemeHash) == 0 {
-		return nil, fmt.Errorf("%w: scheme %04x with hash %04x: an attestation key needs a scheme with SHA-256 or stronger", ErrKey, p.scheme, p.schemeHash)
+		return nil, reason.Because(reason.SchemeHash, fmt.Errorf("%w: scheme %04x with hash %04x: an attestation key needs a scheme with SHA-256 or stronger", ErrKey, p.scheme, p.schemeHash))
 	}
 	_, isRSA := p.key.(*rsa.PublicKey)
 	if isRSA != (p.scheme == algRSASSA || p.scheme == algRSAPSS) || !isRSA && p.scheme != algECDSA {
-		return nil, fmt.Errorf("%w: scheme %04x does not fit the key's type", ErrKey, p.scheme)
+		return nil, reason.Because(reason.SchemeType, fmt.Errorf("%w: scheme %04x does not fit the key's type", ErrKey, p.scheme))
 	}
 	return &Key{p}, nil
 }
@@ -111,7 +116,11 @@ func (k *Key) VerifyQuote(tpmsAttest, tpmtSignature, values []byte, sel []Select
 		return Values{}, err
 	}
 	if want := ValuesSize(sel); len(values) != want {
-		return Values{}, fmt.Errorf("%w: %d bytes of PCR values, want %d", ErrPCRMismatch, len(values), want)
+		code := reason.TooManyValues
+		if len(values) < want {
+			code = reason.TooFewValues
+		}
+		return Values{}, reason.Because(code, fmt.Errorf("%w: %d bytes of PCR values, want %d", ErrPCRMismatch, len(values), want))
 	}
 	if err := k.verify(tpmsAttest, tpmtSignature); err != nil {
 		return Values{}, err
@@ -120,15 +129,15 @@ func (k *Key) VerifyQuote(tpmsAttest, tpmtSignature, values []byte, sel []Select
 	if err != nil {
 		return Values{}, err
 	}
-	if err := checkNonce(a.extraData, qualifying); err != nil {
+	if err := checkNonce(a.extraData, qualifying, reason.QuoteNonce); err != nil {
 		return Values{}, err
 	}
 	var buf [4 + 6*maxBanks]byte
 	if want := appendSelection(buf[:0], sel); !bytes.Equal(a.selection, want) {
-		return Values{}, fmt.Errorf("%w: quoted %x, asked for %x", ErrSelection, a.selection, want)
+		return Values{}, reason.Because(differs(a.selection, want), fmt.Errorf("%w: quoted %x, asked for %x", ErrSelection, a.selection, want))
 	}
 	if !matches(hashOf(k.p.schemeHash), values, a.digest) {
-		return Values{}, fmt.Errorf("%w: the values given are not those that were quoted", ErrPCRMismatch)
+		return Values{}, reason.Because(reason.OtherValues, fmt.Errorf("%w: the values given are not those that were quoted", ErrPCRMismatch))
 	}
 	return Values{sel, values, a.clock, a.firmware, bytes.Equal(a.signer, k.p.qualified)}, nil
 }
@@ -139,7 +148,7 @@ func (k *Key) VerifyQuote(tpmsAttest, tpmtSignature, values []byte, sel []Select
 // made in that TPM and can't leave it. It returns the certified key. Errors
 // are ErrSignature, ErrMalformed, ErrNonce and ErrKey.
 func (k *Key) VerifyCertify(tpmsAttest, tpmtSignature, tpmtPublic, qualifying []byte) (crypto.PublicKey, error) {
-	return k.verifyCertify(tpmsAttest, tpmtSignature, tpmtPublic, func(extra []byte) error { return checkNonce(extra, qualifying) })
+	return k.verifyCertify(tpmsAttest, tpmtSignature, tpmtPublic, func(extra []byte) error { return checkNonce(extra, qualifying, reason.CertifyNonce) })
 }
 
 // InsecureVerifyCertifyAnyNonce is VerifyCertify for formats that bring no
@@ -168,14 +177,21 @@ func (k *Key) verifyCertify(tpmsAttest, tpmtSignature, tpmtPublic []byte, nonce 
 		return nil, err
 	}
 	if p.attrs&^attrFree != attrResident|attrSign {
-		return nil, fmt.Errorf("%w: attributes %08x are not those of a key that signs and stays in its TPM", ErrKey, p.attrs)
+		code := reason.CertifiedKeyUsage
+		if p.attrs&attrResident != attrResident {
+			code = reason.SoftwareKey
+		}
+		return nil, reason.Because(code, fmt.Errorf("%w: attributes %08x are not those of a key that signs and stays in its TPM", ErrKey, p.attrs))
 	}
 	return p.key, nil
 }
 
-func checkNonce(got, want []byte) error {
-	if len(want) < 32 || subtle.ConstantTimeCompare(got, want) != 1 {
-		return ErrNonce
+func checkNonce(got, want []byte, other reason.Code) error {
+	switch {
+	case len(got) == 0 || len(want) < 32:
+		return reason.Because(reason.NoNonce, ErrNonce)
+	case subtle.ConstantTimeCompare(got, want) != 1:
+		return reason.Because(other, ErrNonce)
 	}
 	return nil
 }
@@ -199,11 +215,11 @@ func matches(hash crypto.Hash, values, digest []byte) bool {
 // and the hash that the key itself prescribes.
 func (k *Key) verify(data, sig []byte) error {
 	if len(data) > maxAttested || len(sig) > maxSignature {
-		return fmt.Errorf("%w: %d bytes attested, signature of %d", ErrMalformed, len(data), len(sig))
+		return reason.Because(reason.TooLarge, fmt.Errorf("%w: %d bytes attested, signature of %d", ErrMalformed, len(data), len(sig)))
 	}
 	c := cursor{b: sig}
 	if scheme, hash := c.u16(), c.u16(); !c.bad && (scheme != k.p.scheme || hash != k.p.schemeHash) {
-		return fmt.Errorf("%w: scheme %04x with hash %04x is not the key's", ErrSignature, scheme, hash)
+		return reason.Because(reason.SignatureScheme, fmt.Errorf("%w: scheme %04x with hash %04x is not the key's", ErrSignature, scheme, hash))
 	}
 	var buf [64]byte
 	var digest []byte
@@ -223,8 +239,8 @@ func (k *Key) verify(data, sig []byte) error {
 	switch key := k.p.key.(type) {
 	case *rsa.PublicKey:
 		s := c.sized(512)
-		if !c.done() {
-			return fmt.Errorf("%w: signature is cut short or has bytes too many", ErrMalformed)
+		if err := c.whole("signature"); err != nil {
+			return err
 		}
 		if k.p.scheme == algRSASSA {
 			ok = rsa.VerifyPKCS1v15(key, hash, digest, s) == nil
@@ -233,14 +249,14 @@ func (k *Key) verify(data, sig []byte) error {
 		}
 	case *ecdsa.PublicKey:
 		r, s := c.sized(66), c.sized(66)
-		if !c.done() {
-			return fmt.Errorf("%w: signature is cut short or has bytes too many", ErrMalformed)
+		if err := c.whole("signature"); err != nil {
+			return err
 		}
 		var der [160]byte
 		ok = ecdsa.VerifyASN1(key, digest, appendSignature(der[:0], r, s))
 	}
 	if !ok {
-		return ErrSignature
+		return reason.Because(reason.BadSignature, ErrSignature)
 	}
 	return nil
 }

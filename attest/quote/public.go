@@ -9,6 +9,7 @@ import (
 	"math/big"
 
 	"github.com/trusttree/trusttree/attest/internal/roca"
+	"github.com/trusttree/trusttree/attest/reason"
 )
 
 // TPM algorithm identifiers (TCG Algorithm Registry).
@@ -54,7 +55,7 @@ type public struct {
 // parsePublic parses the TPMT_PUBLIC of an RSA or ECC signing key, whole.
 func parsePublic(b []byte) (*public, error) {
 	if len(b) > maxPublic {
-		return nil, fmt.Errorf("%w: public area of %d bytes, limit %d", ErrMalformed, len(b), maxPublic)
+		return nil, reason.Because(reason.TooLarge, fmt.Errorf("%w: public area of %d bytes, limit %d", ErrMalformed, len(b), maxPublic))
 	}
 	c := cursor{b: b}
 	p := &public{}
@@ -63,7 +64,7 @@ func parsePublic(b []byte) (*public, error) {
 	p.attrs = c.u32()
 	c.sized(maxDigest) // authPolicy
 	if sym := c.u16(); sym != algNull && !c.bad {
-		return nil, fmt.Errorf("%w: key has symmetric parameters: it is not a signing key", ErrKey)
+		return nil, reason.Because(reason.NotSigning, fmt.Errorf("%w: key has symmetric parameters: it is not a signing key", ErrKey))
 	}
 	p.scheme = c.u16()
 	if p.scheme != algNull {
@@ -80,24 +81,24 @@ func parsePublic(b []byte) (*public, error) {
 	case algECC:
 		curve, kdf := c.u16(), c.u16()
 		if kdf != algNull && !c.bad {
-			return nil, fmt.Errorf("%w: key has a KDF: it is not a signing key", ErrKey)
+			return nil, reason.Because(reason.NotSigning, fmt.Errorf("%w: key has a KDF: it is not a signing key", ErrKey))
 		}
 		x, y := c.sized(66), c.sized(66)
 		if c.done() {
 			p.key, err = eccKey(curve, x, y)
 		}
 	default:
-		return nil, fmt.Errorf("%w: key type %04x", ErrKey, kind)
+		return nil, reason.Because(reason.KeyType, fmt.Errorf("%w: key type %04x", ErrKey, kind))
 	}
 	if err != nil {
 		return nil, err
 	}
-	if !c.done() {
-		return nil, fmt.Errorf("%w: public area is cut short or has bytes too many", ErrMalformed)
+	if err := c.whole("public area"); err != nil {
+		return nil, err
 	}
 	hash := hashOf(p.nameAlg)
 	if hash == 0 {
-		return nil, fmt.Errorf("%w: name algorithm %04x: want SHA-256 or stronger", ErrKey, p.nameAlg)
+		return nil, reason.Because(reason.NameAlgorithm, fmt.Errorf("%w: name algorithm %04x: want SHA-256 or stronger", ErrKey, p.nameAlg))
 	}
 	h := hash.New()
 	h.Write(b)
@@ -129,11 +130,11 @@ func rsaKey(bits uint16, exponent uint32, modulus []byte) (*rsa.PublicKey, error
 	n := new(big.Int).SetBytes(modulus)
 	switch {
 	case bits != 2048 && bits != 3072 && bits != 4096, n.BitLen() != int(bits), n.Bit(0) == 0:
-		return nil, fmt.Errorf("%w: RSA modulus of %d bits, declared %d: want 2048, 3072 or 4096", ErrKey, n.BitLen(), bits)
+		return nil, reason.Because(reason.RSASize, fmt.Errorf("%w: RSA modulus of %d bits, declared %d: want 2048, 3072 or 4096", ErrKey, n.BitLen(), bits))
 	case exponent != 65537:
-		return nil, fmt.Errorf("%w: RSA exponent %d: want 65537", ErrKey, exponent)
+		return nil, reason.Because(reason.RSAExponent, fmt.Errorf("%w: RSA exponent %d: want 65537", ErrKey, exponent))
 	case roca.Weak(n):
-		return nil, fmt.Errorf("%w: RSA modulus has the fingerprint of ROCA (CVE-2017-15361): its private key can be computed", ErrKey)
+		return nil, reason.Because(reason.ROCA, fmt.Errorf("%w: RSA modulus has the fingerprint of ROCA (CVE-2017-15361): its private key can be computed", ErrKey))
 	}
 	return &rsa.PublicKey{N: n, E: int(exponent)}, nil
 }
@@ -148,11 +149,11 @@ func eccKey(curveID uint16, x, y []byte) (*ecdsa.PublicKey, error) {
 	case 5:
 		curve = elliptic.P521()
 	default:
-		return nil, fmt.Errorf("%w: curve %04x: want P-256, P-384 or P-521", ErrKey, curveID)
+		return nil, reason.Because(reason.Curve, fmt.Errorf("%w: curve %04x: want P-256, P-384 or P-521", ErrKey, curveID))
 	}
 	size := (curve.Params().BitSize + 7) / 8
 	if len(x) > size || len(y) > size {
-		return nil, fmt.Errorf("%w: coordinates longer than the curve's", ErrKey)
+		return nil, reason.Because(reason.OffCurve, fmt.Errorf("%w: coordinates longer than the curve's", ErrKey))
 	}
 	point := make([]byte, 1+2*size)
 	point[0] = 4
@@ -160,7 +161,7 @@ func eccKey(curveID uint16, x, y []byte) (*ecdsa.PublicKey, error) {
 	copy(point[1+2*size-len(y):], y)
 	k, err := ecdsa.ParseUncompressedPublicKey(curve, point)
 	if err != nil {
-		return nil, fmt.Errorf("%w: point is not on the curve", ErrKey)
+		return nil, reason.Because(reason.OffCurve, fmt.Errorf("%w: point is not on the curve", ErrKey))
 	}
 	return k, nil
 }

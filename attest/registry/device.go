@@ -91,6 +91,9 @@ type Device struct {
 	ResetCount   uint32    `json:"reset_count"`
 	RestartCount uint32    `json:"restart_count"`
 	Firmware     uint64    `json:"firmware"`
+	// BootID is the kernel's boot ID seen last, where the node sends it (package
+	// bootid).
+	BootID string `json:"boot_id,omitempty"`
 }
 
 // FormatVersion is the format that Marshal writes. ParseDevice reads it and,
