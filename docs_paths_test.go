@@ -81,3 +81,47 @@ func freePorts(t *testing.T, n int) int {
 	t.Fatal("no free ports")
 	return 0
 }
+
+// TestHardwareCheck gives docs/hardware-check.sh the recording of a real boot
+// in the place of /sys, and then one in which the log was altered.
+func TestHardwareCheck(t *testing.T) {
+	sh := testenv.Tool(t, "sh", "dash")
+	bin, sys := t.TempDir(), t.TempDir()
+	built, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "./examples/bootcheck", "./examples/volume").CombinedOutput()
+	require.NoError(t, err, "%s", built)
+	put := func(name string, data []byte) {
+		name = filepath.Join(sys, "sys", name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(name), 0o700))
+		require.NoError(t, os.WriteFile(name, data, 0o600))
+	}
+	recorded := func(name string) []byte {
+		data, err := os.ReadFile(filepath.Join("secureboot/testdata/vm/uki-sb-on", name))
+		require.NoError(t, err)
+		return data
+	}
+	put("class/tpm/tpm0/tpm_version_major", []byte("2\n"))
+	for line := range strings.Lines(string(recorded("pcrs.txt"))) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "sha256" {
+			put("class/tpm/tpm0/pcr-sha256/"+f[1], []byte(strings.ToUpper(f[2])+"\n"))
+		}
+	}
+	log := recorded("binary_bios_measurements")
+	put("kernel/security/tpm0/binary_bios_measurements", log)
+	put("firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c", []byte{6, 0, 0, 0, 1})
+	put("firmware/efi/efivars/SetupMode-8be4df61-93ca-11d2-aa0d-00e098032b8c", []byte{6, 0, 0, 0, 0})
+	run := func() string {
+		cmd := exec.CommandContext(t.Context(), sh, "docs/hardware-check.sh", "-d", t.TempDir())
+		cmd.Env = append(os.Environ(), "BIN="+bin, "SYSROOT="+sys)
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return string(out)
+	}
+	out := run()
+	for _, line := range []string{"met        TPM 2.0", "met        bank sha256", "not met    bank sha384", "met        event log sha256",
+		"met        Secure Boot", "met        user mode", "not asked  crypto chips", "met        portable volumes"} {
+		assert.Contains(t, out, "\n"+line)
+	}
+	log[len(log)/2] ^= 1
+	put("kernel/security/tpm0/binary_bios_measurements", log)
+	assert.Contains(t, run(), "\nnot met    event log sha256")
+}
