@@ -47,7 +47,8 @@
 // blocks, and a copy of an old slot opens with what opened it; a TPM slot with
 // TPM.Share is worth nothing from the moment it is replaced, and one with
 // TPM.Revocation is refused by the TPM. Kernel mode authenticates the files
-// given to [Volume.Protect] and no others, and its key can't be rotated.
+// given to [Volume.Protect] and no others, and [Volume.Rotate] has to copy its
+// directory, which takes as much space again and nobody else using it.
 //
 // Keys live in locked memory, but Go copies what passes through its stacks and
 // heap: without GOEXPERIMENT=runtimesecret some four copies of a key stay

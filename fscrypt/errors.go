@@ -116,7 +116,8 @@ func (e *LockoutError) Error() string {
 // Unwrap returns ErrLockout.
 func (e *LockoutError) Unwrap() error { return ErrLockout }
 
-// BusyError says that the volume can't be locked because files are open.
+// BusyError says that the volume can't be locked, or in kernel mode rotated,
+// because files are open.
 type BusyError struct {
 	// Open is how many files, writers or kernel inodes are in use; 0 if the
 	// kernel does not say.
@@ -127,7 +128,7 @@ type BusyError struct {
 
 // Error says what holds the volume.
 func (e *BusyError) Error() string {
-	return fmt.Sprintf("volume is busy: %d files open %v: the keys are still in memory; close them and Lock again", e.Open, e.Paths)
+	return fmt.Sprintf("volume is busy: %d files open %v: the keys are still in memory; close them and try again", e.Open, e.Paths)
 }
 
 // boundary puts the package's name before an error that leaves it, once.

@@ -20,6 +20,17 @@ func OpenOn(ctx context.Context, d disk.FS, cfg Config, ps ...Protector) (*Volum
 	return openOn(ctx, "mem", d, cfg, ps)
 }
 
+// OpenIn is Open with another file system in the place of dir's .fscrypt.
+func OpenIn(ctx context.Context, dir string, d disk.FS, cfg Config, ps ...Protector) (*Volume, error) {
+	return openOn(ctx, dir, d, cfg, ps)
+}
+
+// Abandon lets go of a volume as a process does that is killed.
+func Abandon(v *Volume) {
+	_ = v.abandon()
+	_ = v.disk.Close()
+}
+
 // ParseHeader reads a header that nothing authenticates.
 func ParseHeader(b []byte) error {
 	_, err := parseHeader(b)
@@ -64,7 +75,7 @@ func GoldenHeader(b, key []byte) ([]byte, error) {
 	err = h.seal(vk, &private{
 		Stable: make([]byte, secretSize), Old: []oldKey{{Epoch: 1, Key: make([]byte, secretSize)}},
 		Counter: &counterInfo{Index: 0x01800112, Name: "000b", Parent: "000b", Base: 1, Start: 2},
-		Kernel:  &kernelInfo{Contents: 1, Filenames: 4},
+		Kernel:  &kernelInfo{Contents: 1, Filenames: 4, Key: make([]byte, secretSize), Old: make([]byte, 16)},
 	})
 	if err != nil {
 		return nil, err

@@ -50,7 +50,7 @@ var algorithmsV1 = algorithms{KDF: "hkdf-sha512", Object: "age-v1", Log: "xchach
 
 // private is the encrypted part of the header.
 type private struct {
-	Stable  []byte       `json:"stable"` // 32 bytes that outlive the volume key: latch, counter's auth, kernel key
+	Stable  []byte       `json:"stable"` // 32 bytes that outlive the volume key: latch, counter's auth, first kernel key
 	Old     []oldKey     `json:"old,omitempty"`
 	Counter *counterInfo `json:"counter,omitempty"`
 	Kernel  *kernelInfo  `json:"kernel,omitempty"`
@@ -64,6 +64,9 @@ type oldKey struct {
 
 func (p *private) erase() {
 	clear(p.Stable)
+	if p.Kernel != nil {
+		clear(p.Kernel.Key)
+	}
 	for _, o := range p.Old {
 		clear(o.Key)
 	}
@@ -154,7 +157,7 @@ func (h *header) open(vk *Secret) (*private, error) {
 	if len(p.Stable) != secretSize {
 		return nil, fmt.Errorf("header: %w", ErrTampered)
 	}
-	return p, nil
+	return p, p.Kernel.check()
 }
 
 // parseHeader reads a header that nothing has authenticated yet.

@@ -1,6 +1,7 @@
 package fscrypt
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -19,6 +20,7 @@ import (
 // Names in a kernel mode volume.
 const (
 	treeDir    = "tree"            // below the volume's directory: what the kernel encrypts
+	nextDir    = "tree.next"       // beside it while Rotate runs: its copy, then what it was
 	anchorFile = ".fscrypt-anchor" // below treeDir: shows that it is the one created
 )
 
@@ -30,11 +32,30 @@ const lockPoll = 50 * time.Millisecond
 type kernelInfo struct {
 	Contents  kernel.Mode `json:"contents"`
 	Filenames kernel.Mode `json:"filenames"`
+	// Key is what the kernel's key is derived from, in a volume that was
+	// rotated; private.Stable in others.
+	Key []byte `json:"key,omitempty"`
+	// Next and Old are identifiers of kernel keys: of the copy that Rotate is
+	// making, and of what it was made of. There is one of them at most.
+	Next []byte `json:"next,omitempty"`
+	Old  []byte `json:"old,omitempty"`
 }
+
+func (i *kernelInfo) check() error {
+	bad := func(b []byte, size int) bool { return len(b) != 0 && len(b) != size }
+	if i != nil && (bad(i.Key, secretSize) || bad(i.Next, len(kernel.Identifier{})) || bad(i.Old, len(kernel.Identifier{})) || (i.Next != nil && i.Old != nil)) {
+		return fmt.Errorf("header: %w", ErrTampered)
+	}
+	return nil
+}
+
+// rotating reports whether a rotation has begun and not ended.
+func (i *kernelInfo) rotating() bool { return i != nil && (i.Next != nil || i.Old != nil) }
 
 // tree is the open encrypted directory. While root and dir are open they keep
 // the key in use; control is outside of it.
 type tree struct {
+	name    string // treeDir or nextDir
 	control *os.File
 	root    *os.Root
 	dir     *os.File
@@ -64,14 +85,27 @@ func kernelError(err error) error {
 	return err
 }
 
-// policyKey is what the kernel gets. It stays the same for the life of the
-// volume: the kernel can't encrypt a directory anew.
-func (v *Volume) policyKey() ([]byte, error) {
-	return derive(v.stable, kernel.KeySize, []byte(v.header.UUID), "kernel policy")
+func (v *Volume) kernelInfo() *kernelInfo {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.private.Kernel
 }
 
-func (v *Volume) anchor() ([]byte, error) {
-	key, err := derive(v.stable, 32, []byte(v.header.UUID), "kernel anchor")
+// treeSecret is what the keys of the directory in force are derived from.
+func (v *Volume) treeSecret() *Secret {
+	if v.treeKey != nil {
+		return v.treeKey
+	}
+	return v.stable
+}
+
+// policyKey is what the kernel gets.
+func (v *Volume) policyKey(s *Secret) ([]byte, error) {
+	return derive(s, kernel.KeySize, []byte(v.header.UUID), "kernel policy")
+}
+
+func (v *Volume) anchor(s *Secret) ([]byte, error) {
+	key, err := derive(s, 32, []byte(v.header.UUID), "kernel anchor")
 	if err != nil {
 		return nil, err
 	}
@@ -81,26 +115,26 @@ func (v *Volume) anchor() ([]byte, error) {
 	return mac.Sum(nil), nil
 }
 
-// openTree opens the directory once; what is put at its path later is not
-// seen.
-func openTree(dir string) (*tree, error) {
+// openTree opens the directory name once; what is put at its path later is
+// not seen.
+func openTree(dir, name string) (*tree, error) {
 	top, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer top.Close()
-	fi, err := top.Lstat(treeDir)
+	fi, err := top.Lstat(name)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrWrongVolume, err)
 	}
 	if !fi.IsDir() {
-		return nil, fmt.Errorf("%s is not a directory: %w", treeDir, ErrWrongVolume)
+		return nil, fmt.Errorf("%s is not a directory: %w", name, ErrWrongVolume)
 	}
-	t := new(tree)
+	t := &tree{name: name}
 	if t.control, err = top.Open("."); err != nil {
 		return nil, err
 	}
-	if t.root, err = top.OpenRoot(treeDir); err != nil {
+	if t.root, err = top.OpenRoot(name); err != nil {
 		return nil, errors.Join(err, t.control.Close())
 	}
 	if t.dir, err = t.root.Open("."); err != nil {
@@ -133,7 +167,7 @@ func (v *Volume) formatKernel(ctx context.Context) (err error) {
 	if err := os.Mkdir(filepath.Join(v.dir, treeDir), 0o700); err != nil {
 		return err
 	}
-	t, err := openTree(v.dir)
+	t, err := openTree(v.dir, treeDir)
 	if err != nil {
 		return err
 	}
@@ -142,7 +176,25 @@ func (v *Volume) formatKernel(ctx context.Context) (err error) {
 			err = errors.Join(err, t.drop(), os.RemoveAll(filepath.Join(v.dir, treeDir)))
 		}
 	}()
-	if err := v.addKey(t); err != nil {
+	if err := v.encrypt(t, v.stable); err != nil {
+		return err
+	}
+	if err := kernel.Sync(t.dir); err != nil {
+		return err
+	}
+	v.private.Kernel = &kernelInfo{Contents: t.policy.Contents, Filenames: t.policy.Filenames}
+	if err := v.setTree(t); err != nil {
+		return err
+	}
+	if slow(t.policy.Contents) {
+		v.event(ctx, slog.LevelWarn, "fscrypt.kernel.slow")
+	}
+	return nil
+}
+
+// encrypt encrypts an empty directory and puts the anchor there.
+func (v *Volume) encrypt(t *tree, s *Secret) (err error) {
+	if err := v.addKey(t, s); err != nil {
 		return err
 	}
 	if t.policy, err = kernel.Probe(t.dir, t.id); err != nil {
@@ -151,30 +203,19 @@ func (v *Volume) formatKernel(ctx context.Context) (err error) {
 	if err := kernel.SetPolicy(t.dir, t.policy); err != nil {
 		return kernelError(err)
 	}
-	anchor, err := v.anchor()
+	anchor, err := v.anchor(s)
 	if err != nil {
 		return err
 	}
-	if err := t.root.WriteFile(anchorFile, anchor, 0o400); err != nil {
-		return err
-	}
-	if err := kernel.Sync(t.dir); err != nil {
-		return err
-	}
-	v.private.Kernel = &kernelInfo{Contents: t.policy.Contents, Filenames: t.policy.Filenames}
-	v.setTree(t)
-	if slow(t.policy.Contents) {
-		v.event(ctx, slog.LevelWarn, "fscrypt.kernel.slow")
-	}
-	return nil
+	return t.root.WriteFile(anchorFile, anchor, 0o400)
 }
 
 // slow reports whether the kernel runs a mode in portable C that has
 // instructions for it elsewhere. Adiantum is made for portable C.
 func slow(m kernel.Mode) bool { return m == kernel.AES256XTS && kernel.Generic("xts(aes)") }
 
-func (v *Volume) addKey(t *tree) error {
-	key, err := v.policyKey()
+func (v *Volume) addKey(t *tree, s *Secret) error {
+	key, err := v.policyKey(s)
 	if err != nil {
 		return err
 	}
@@ -188,12 +229,21 @@ func (v *Volume) addKey(t *tree) error {
 
 // openKernel gives the kernel its key, once the directory has shown that it is
 // the one that was created: first its policy, and with the key its anchor.
-func (v *Volume) openKernel(context.Context) (err error) {
-	info := v.private.Kernel
+func (v *Volume) openKernel() (err error) {
+	info := v.kernelInfo()
 	if info == nil {
 		return ErrTampered
 	}
-	t, err := openTree(v.dir)
+	key, err := v.policyKey(v.treeSecret())
+	if err != nil {
+		return err
+	}
+	id, err := kernel.KeyIdentifier(key)
+	clear(key)
+	if err != nil {
+		return err
+	}
+	t, err := v.findTree(info, id)
 	if err != nil {
 		return err
 	}
@@ -207,29 +257,11 @@ func (v *Volume) openKernel(context.Context) (err error) {
 			}
 		}
 	}()
-	key, err := v.policyKey()
-	if err != nil {
-		return err
-	}
-	id, err := kernel.KeyIdentifier(key)
-	clear(key)
-	if err != nil {
-		return err
-	}
-	t.policy, err = kernel.GetPolicy(t.dir)
-	switch {
-	case errors.Is(err, kernel.ErrNoPolicy), errors.Is(err, kernel.ErrOtherPolicy), errors.Is(err, kernel.ErrUnsupported):
-		return fmt.Errorf("%w: %w", ErrWrongVolume, err)
-	case err != nil:
-		return err
-	case t.policy != kernel.Policy{Contents: info.Contents, Filenames: info.Filenames, Identifier: id}:
-		return fmt.Errorf("%s is encrypted under another key or in another way: %w", t.dir.Name(), ErrWrongVolume)
-	}
-	if err := v.addKey(t); err != nil {
+	if err := v.addKey(t, v.treeSecret()); err != nil {
 		return err
 	}
 	added = true
-	want, err := v.anchor()
+	want, err := v.anchor(v.treeSecret())
 	if err != nil {
 		return err
 	}
@@ -245,14 +277,47 @@ func (v *Volume) openKernel(context.Context) (err error) {
 	if !hmac.Equal(got, want) {
 		return fmt.Errorf("anchor does not authenticate: %w", ErrWrongVolume)
 	}
-	v.setTree(t)
-	return nil
+	return v.setTree(t)
 }
 
-func (v *Volume) setTree(t *tree) {
+// findTree opens the directory that is under a key. Where the power was cut
+// after Rotate had put its copy in force, the names may not be exchanged yet.
+func (v *Volume) findTree(info *kernelInfo, id kernel.Identifier) (*tree, error) {
+	t, err := openTree(v.dir, treeDir)
+	if err != nil {
+		return nil, err
+	}
+	t.policy, err = kernel.GetPolicy(t.dir)
+	if err == nil && info.Old != nil && bytes.Equal(t.policy.Identifier[:], info.Old) {
+		if err := t.close(); err != nil {
+			return nil, err
+		}
+		if t, err = openTree(v.dir, nextDir); err != nil {
+			return nil, err
+		}
+		t.policy, err = kernel.GetPolicy(t.dir)
+	}
+	switch {
+	case errors.Is(err, kernel.ErrNoPolicy), errors.Is(err, kernel.ErrOtherPolicy), errors.Is(err, kernel.ErrUnsupported):
+		err = fmt.Errorf("%w: %w", ErrWrongVolume, err)
+	case err == nil && t.policy != kernel.Policy{Contents: info.Contents, Filenames: info.Filenames, Identifier: id}:
+		err = fmt.Errorf("%s is encrypted under another key or in another way: %w", t.dir.Name(), ErrWrongVolume)
+	}
+	if err != nil {
+		return nil, errors.Join(err, t.close())
+	}
+	return t, nil
+}
+
+// setTree makes a directory the volume's, unless it was shut meanwhile.
+func (v *Volume) setTree(t *tree) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.locked != nil && t != nil {
+		return v.locked
+	}
 	v.tree = t
+	return nil
 }
 
 // Path returns the encrypted directory of a kernel mode volume: any program
@@ -280,17 +345,21 @@ func (v *Volume) lockKernel(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := v.evict(ctx, t.control, t.id); err != nil {
+		return err
+	}
+	return errors.Join(v.setTree(nil), t.control.Close())
+}
+
+// evict takes a key away and polls until the kernel has dropped it.
+func (v *Volume) evict(ctx context.Context, control *os.File, id kernel.Identifier) error {
 	for {
-		if _, err := kernel.RemoveKey(t.control, t.id); err != nil {
+		if _, err := kernel.RemoveKey(control, id); err != nil {
 			return err
 		}
-		state, err := kernel.Status(t.control, t.id)
-		if err != nil {
+		state, err := kernel.Status(control, id)
+		if err != nil || state == kernel.Absent {
 			return err
-		}
-		if state == kernel.Absent {
-			v.setTree(nil)
-			return t.control.Close()
 		}
 		select {
 		case <-ctx.Done():
@@ -328,7 +397,7 @@ func (v *Volume) kernelStatus() *KernelStatus {
 		s.SlowCipher = slow(i.Contents)
 	}
 	t := v.tree
-	if t == nil && v.detached {
+	if t == nil && (v.detached || v.moving) {
 		s.Key = "present"
 	}
 	if t == nil {
@@ -365,13 +434,14 @@ func (v *Volume) portable() error {
 	return nil
 }
 
-// destroyTree locks the encrypted directory and removes what it holds.
+// destroyTree locks the encrypted directory and removes what it holds, and
+// what a rotation left beside it.
 func (v *Volume) destroyTree(ctx context.Context) error {
-	if v.tree == nil {
+	if !v.kernelMode {
 		return nil
 	}
 	if err := v.lockKernel(ctx); err != nil {
 		return err
 	}
-	return os.RemoveAll(filepath.Join(v.dir, treeDir))
+	return errors.Join(os.RemoveAll(filepath.Join(v.dir, treeDir)), os.RemoveAll(filepath.Join(v.dir, nextDir)))
 }

@@ -244,6 +244,12 @@ func (v *Volume) Destroy(ctx context.Context) (err error) {
 	if v.log == nil {
 		return ErrLocked
 	}
+	v.mu.RLock()
+	moving := v.moving
+	v.mu.RUnlock()
+	if moving {
+		return v.busy()
+	}
 	if err := v.destroyTree(ctx); err != nil {
 		return err
 	}

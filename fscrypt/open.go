@@ -121,6 +121,11 @@ func (v *Volume) adopt(h *header, priv *private, vk *Secret) (err error) {
 			return err
 		}
 	}
+	if k := priv.Kernel; k != nil && k.Key != nil {
+		if v.treeKey, err = NewSecret(slices.Clone(k.Key)); err != nil {
+			return err
+		}
+	}
 	v.stable, err = NewSecret(slices.Clone(priv.Stable))
 	return err
 }
@@ -150,7 +155,7 @@ func (v *Volume) load(ctx context.Context, repair bool) error {
 		return err
 	}
 	if v.kernelMode {
-		if err := v.openKernel(ctx); err != nil {
+		if err := v.openKernel(); err != nil {
 			return err
 		}
 	}
@@ -171,6 +176,9 @@ func (v *Volume) load(ctx context.Context, repair bool) error {
 		return err
 	}
 	if err := v.removeOrphans(); err != nil {
+		return err
+	}
+	if err := v.settleAtOpen(ctx); err != nil {
 		return err
 	}
 	v.catchUp(ctx)

@@ -3,7 +3,6 @@ package fscrypt
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -23,20 +22,30 @@ import (
 // Status.Rotating then says so after the next Open, and Rotate without
 // protectors goes on where it ended.
 //
-// A kernel mode volume is refused, ErrUnsupported, and left as it is: the
-// kernel can't encrypt a directory anew, so whoever knew its key would go on
-// reading it. Create another volume, copy the files, Destroy this one. To change
-// what opens it, use Reseal, AddProtector and RemoveProtector.
+// In kernel mode, where a directory can't be encrypted anew in place, Rotate
+// copies it to one under a new key, reads the copy back, puts it in force with
+// one write of the header, and removes the old one. It takes as much space
+// again (syscall.ENOSPC) and the directory for itself: while others have files
+// open there it is a *BusyError and nothing is changed; until Rotate returns,
+// stop the programs that use it. What they change all the same makes it fail;
+// at its end, their calls fail for some moments as if the volume were locked.
+// The volume's own methods that read files return ErrLocked meanwhile, Lock a
+// *BusyError. Rotate keeps modes, owners, times, attributes, links and holes,
+// and what Protect noted, which must still be so (ErrTampered). Sockets, pipes,
+// devices, mounts, and files that are immutable, append-only or under fs-verity
+// are refused before anything is changed. Cut off or cancelled before the
+// write, it is undone, at once or by the next Open, and needs its protectors
+// again; after it, the next Open finishes it, or Rotate without protectors.
 func (v *Volume) Rotate(ctx context.Context, protectors ...Protector) (err error) {
 	defer boundary("rotate "+v.dir, &err)
-	if v.kernelMode {
-		return fmt.Errorf("the kernel can't encrypt a directory anew: create another volume, copy the files there and destroy this one; to change what opens it, reseal, or add and remove protectors: %w", ErrUnsupported)
-	}
 	select {
 	case v.rotating <- struct{}{}:
 		defer func() { <-v.rotating }()
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	if v.kernelMode {
+		return v.rotateKernel(ctx, protectors)
 	}
 	if len(protectors) > 0 {
 		if err := v.newEpoch(ctx, protectors); err != nil {
@@ -237,6 +246,11 @@ func (v *Volume) endRotation(ctx context.Context) (done bool, err error) {
 	p := *v.private
 	p.Old = nil
 	old := v.private.Old
+	if p.Kernel != nil {
+		k := *p.Kernel
+		k.Old = nil
+		p.Kernel = &k
+	}
 	if v.num.epoch != v.header.Epoch {
 		if err := v.rewriteLog(v.m.gen, v.header.Epoch); err != nil {
 			return false, err

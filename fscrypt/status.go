@@ -56,7 +56,7 @@ type Status struct {
 	Freshness  string        `json:"freshness"` // "witnessed", "unchecked" (no TPM given) or "none"
 	Files      int           `json:"files"`     // in kernel mode, those that Protect noted
 	Open       int           `json:"open"`      // open files and writers
-	Rotating   bool          `json:"rotating"`  // old volume keys are still in use: Rotate again
+	Rotating   bool          `json:"rotating"`  // old volume keys or directories are still there: Rotate again
 	LeaseUntil time.Time     `json:"lease_until,omitzero"`
 	Kernel     *KernelStatus `json:"kernel,omitempty"`
 }
@@ -73,7 +73,7 @@ func (v *Volume) Status() Status {
 	defer v.mu.RUnlock()
 	s := Status{
 		Volume: v.header.UUID, Label: v.header.Label, Mode: v.header.Mode, Locked: v.locked != nil, Slot: v.slot,
-		Generation: v.m.gen, Files: len(v.m.files), Rotating: len(v.private.Old) > 0, Freshness: v.freshness(),
+		Generation: v.m.gen, Files: len(v.m.files), Rotating: len(v.private.Old) > 0 || v.private.Kernel.rotating(), Freshness: v.freshness(),
 	}
 	for _, sl := range v.header.Slots {
 		s.Slots = append(s.Slots, SlotStatus{sl.ID, sl.Type})

@@ -55,7 +55,8 @@ type Config struct {
 	// CacheBytes bounds the decrypted chunks kept for random reads. Zero means
 	// 8 MiB; chunks have 64 KiB.
 	CacheBytes int
-	// Progress is called by Rotate after each file. Nil means none.
+	// Progress is called by Rotate after each file; in kernel mode a file with
+	// several names counts once. Nil means none.
 	Progress func(done, total int)
 	// Logger gets security events with a stable attribute "event" and no
 	// secret. Nil means none.
@@ -82,6 +83,8 @@ type Volume struct {
 	tree    *tree // of a kernel mode volume
 	// detached: the kernel keeps the key for other programs.
 	detached bool
+	treeKey  *Secret // nil where the stable secret still is the tree's
+	moving   bool    // Rotate has the tree for itself
 
 	kernelMode bool // never changes
 
@@ -343,6 +346,7 @@ func (v *Volume) erase(why error) {
 		k.Erase()
 	}
 	v.stable.Erase()
+	v.treeKey.Erase()
 	if v.private != nil {
 		v.private.erase()
 	}
@@ -425,6 +429,9 @@ func (v *Volume) busy() error {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	var busy BusyError
+	if v.moving {
+		busy = BusyError{Open: 1, Paths: []string{"Rotate is running"}}
+	}
 	for name, n := range v.open {
 		busy.Open += n
 		busy.Paths = append(busy.Paths, name)

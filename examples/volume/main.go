@@ -13,6 +13,10 @@
 // makes, and that lock erases. In kernel mode, unlock leaves the directory
 // open for every program until lock.
 //
+// rotate puts everything under a new key. In kernel mode it copies the
+// directory, which needs as much space again: stop what uses it first (exit
+// code 4 names who does). Interrupted, it is undone.
+//
 // put stores a whole directory, too, file by file; interrupted, it goes on
 // with -resume, as recover does.
 //
@@ -175,7 +179,7 @@ func classify(err error) error {
 		return fmt.Errorf("interrupted: %w", err)
 	}
 	if busy := (*fscrypt.BusyError)(nil); errors.As(err, &busy) {
-		return wire.Unavailable(err, "close the files and lock again")
+		return wire.Unavailable(err, "close the files and try again")
 	}
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -213,9 +214,20 @@ func Generic(algorithm string) bool {
 	return strings.Contains(driver, "generic") || strings.Contains(driver, "-lib")
 }
 
+// Exchange swaps two names in a directory, in one step.
+func Exchange(dir *os.File, a, b string) error {
+	if err := unix.Renameat2(int(dir.Fd()), a, int(dir.Fd()), b, unix.RENAME_EXCHANGE); err != nil {
+		return fmt.Errorf("kernel: exchange %s and %s: %w", a, b, err)
+	}
+	return nil
+}
+
 // Users lists files below dir that processes have open, as far as /proc shows
 // them, at most limit.
 func Users(dir string, limit int) []string {
+	if abs, err := filepath.Abs(dir); err == nil {
+		dir = abs
+	}
 	var users []string
 	procs, err := os.ReadDir("/proc")
 	if err != nil {

@@ -25,6 +25,9 @@ func Probe(*os.File, Identifier) (Policy, error) { return Policy{}, ErrUnsupport
 // Generic reports false.
 func Generic(string) bool { return false }
 
+// Exchange returns ErrUnsupported.
+func Exchange(*os.File, string, string) error { return ErrUnsupported }
+
 // Users returns nothing.
 func Users(string, int) []string { return nil }
 
