@@ -48,13 +48,14 @@ type node struct {
 
 	mu    sync.Mutex
 	links []link
+	up    chan struct{} // closed when the next tunnel comes up
 }
 
 func newNode(ctx context.Context, cfg *config, boot *wire.Bootstrap, log *slog.Logger) (*node, error) {
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, err
 	}
-	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1), enrolAgain: make(chan struct{}, 1), revoked: make(chan struct{}, 1)}
+	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1), enrolAgain: make(chan struct{}, 1), revoked: make(chan struct{}, 1), up: make(chan struct{})}
 	var err error
 	if n.lock, err = lockState(cfg.State); err != nil {
 		return nil, err

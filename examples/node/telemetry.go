@@ -91,6 +91,7 @@ func (n *node) ship(ctx context.Context, c stream) {
 	proven := false
 	pause := time.Duration(0)
 	for {
+		up := n.nextTunnel()
 		sent, err := n.deliver(ctx, s)
 		switch {
 		case err != nil && ctx.Err() == nil:
@@ -104,22 +105,17 @@ func (n *node) ship(ctx context.Context, c stream) {
 				n.prove("telemetry "+c.Name, "stored by its tenant's instance, acknowledged")
 			}
 		}
+		fresh := s.fresh
 		var again <-chan time.Time
-		if pause > 0 { // what failed is tried again even if nothing new comes
-			again = time.After(pause)
+		if pause > 0 { // a stream that comes fast must not make failures come fast
+			fresh, again = nil, time.After(pause)
 		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-fresh:
 		case <-again:
-		case <-s.fresh:
-			if pause > 0 {
-				select { // a stream that comes fast must not make failures come fast
-				case <-ctx.Done():
-					return
-				case <-again:
-				}
-			}
+		case <-up: // the tunnel is back
 		}
 	}
 }

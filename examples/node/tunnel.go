@@ -124,9 +124,20 @@ func (n *node) refusedBy(v *wire.Verdict) error {
 	return n.lost("attested", errors.New(v.Reason))
 }
 
+// nextTunnel returns a channel that is closed when the next tunnel comes up.
+func (n *node) nextTunnel() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.up
+}
+
 func (n *node) tunnelEvent(e tlsconn.TunnelEvent) {
 	switch e.Type {
 	case "up":
+		n.mu.Lock()
+		close(n.up)
+		n.up = make(chan struct{})
+		n.mu.Unlock()
 		n.prove("tunnel", "mutual TLS 1.3 to "+e.Peer.String()+" with the TPM's key")
 	case "refused", "cut", "down":
 		if e.Code == tlsconn.CodeRevoked {
