@@ -11,7 +11,7 @@ if [ -z "$BIN" ]; then
 	BIN=$DIR/bin
 	mkdir -p "$BIN"
 	(cd "$here/../.." && go build -o "$BIN" ./examples/cloud ./examples/node ./examples/softtpm \
-		./examples/volume ./examples/publish ./examples/tufclient ./docs/paths/webserver filippo.io/age/cmd/age-keygen)
+		./examples/volume ./examples/publish ./examples/tufclient ./examples/webserver filippo.io/age/cmd/age-keygen)
 fi
 cd "$DIR"
 running=

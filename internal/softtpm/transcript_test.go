@@ -189,7 +189,8 @@ func (d *decoder) public() {
 // area.
 func curveSize(b []byte) int {
 	for _, n := range []int{32, 48, 66} {
-		if i := len(b) - 2*(2+n); i >= 0 && int(binary.BigEndian.Uint16(b[i:])) == n {
+		i := len(b) - 2*(2+n)
+		if i >= 0 && int(binary.BigEndian.Uint16(b[i:])) == n && int(binary.BigEndian.Uint16(b[i+2+n:])) == n {
 			return n
 		}
 	}
