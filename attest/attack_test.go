@@ -223,7 +223,7 @@ func TestT11ForgedActivation(t *testing.T) {
 	rsp.KeyPublic, rsp.Certify, rsp.Signature, rsp.CSR = tpm2.Marshal(public), certified.CertifyInfo.Bytes(), tpm2.Marshal(certified.Signature), softCSR
 	_, err = c.registrar.Complete(ctx, rsp)
 	require.ErrorIs(t, err, quote.ErrKey)
-	require.ErrorIs(t, err, reason.SoftwareKey)
+	require.ErrorIs(t, err, reason.LoadedKey)
 }
 
 // T8: a device's binding is made once; another attestation key does not get
@@ -336,7 +336,7 @@ func TestClaimsCountAsStatus(t *testing.T) {
 func TestEveryReasonIsGiven(t *testing.T) {
 	n, key, c, dev := enrolled(t, func(_ *attest.RegistrarConfig, v *attest.VerifierConfig) {
 		v.Extended = []int{0, 7}
-		v.Endorsers.MinFirmware = map[string]uint64{"id:00001014": 1 << 63}
+		v.Endorsers.MinFirmware = map[string]uint64{"id:53545341": 1 << 63}
 	})
 	c.opinion = func(attest.Input) attest.Opinion {
 		return attest.Opinion{Status: attest.StatusContraindicated, Reasons: []attest.Reason{{Code: "pcr7", Detail: "Secure Boot is off"}}}

@@ -80,7 +80,8 @@ func loadExternal(t *TPM, c *call) rc {
 		return e.param(2)
 	}
 	o := &object{pub: pub, sens: sens, hier: hier, external: true, stClear: pub.is(attrSTClear)}
-	o.setNames(be32(hier))
+	o.name = o.pub.name()
+	o.qname = o.name // it has no parent, whatever hierarchy was named
 	if sens != nil && !o.consistent() {
 		return rcBinding
 	}
