@@ -46,3 +46,39 @@ func TestEvidenceIsNewerThanWhatAskedForIt(t *testing.T) {
 		require.Eventually(t, func() bool { return seen.Load() == i }, 5*time.Second, 50*time.Microsecond, "change %d", i)
 	}
 }
+
+// TestGatewaysEvidenceIsNewerThanWhatAskedForIt is the same for the gateway's
+// own evidence, which the node asks for.
+func TestGatewaysEvidenceIsNewerThanWhatAskedForIt(t *testing.T) {
+	var state, seen atomic.Uint32
+	r := newRig(t, []tlsconn.Rule{serviceRule("echo")}, func(r *rig) {
+		r.gatewayC.Attest = func(_ context.Context, s io.ReadWriter, _ func([]byte) ([]byte, error)) error {
+			if _, err := s.Write([]byte{byte(state.Load())}); err != nil {
+				return err
+			}
+			_, err := io.ReadFull(s, make([]byte, 1)) // the verdict
+			return err
+		}
+		r.clientC.Verify = func(_ context.Context, _ tlsconn.Peer, s io.ReadWriter, _ func([]byte) ([]byte, error)) (time.Time, error) {
+			got := make([]byte, 1)
+			if _, err := io.ReadFull(s, got); err != nil {
+				return time.Time{}, err
+			}
+			seen.Store(uint32(got[0]))
+			_, err := s.Write(got)
+			return time.Now().Add(time.Hour), err
+		}
+	})
+	r.up()
+	for i := range uint32(250) {
+		state.Store(i)
+		for range 1 + i%3 {
+			r.client.Reattest()
+		}
+		require.Eventually(t, func() bool { return seen.Load() == i }, 5*time.Second, 50*time.Microsecond, "change %d", i)
+	}
+	_, events := r.node.all()
+	for _, e := range events {
+		require.NotEqual(t, "cut", e.Type, e.Reason)
+	}
+}

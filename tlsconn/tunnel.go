@@ -47,17 +47,18 @@ type tunnel struct {
 	until   time.Time
 	asked   time.Time // when an outstanding re-attestation was asked for
 	// What was asked for while an exchange was under way.
-	reattestAgain, attestAgain bool
-	attesting                  bool
-	asking                     bool      // the gateway's own evidence is under way
-	gateUntil                  time.Time // when the node's result about the gateway ends
-	farReady                   bool      // the gateway has let flows in, at the node
-	draining                   bool
-	farDrains                  bool
-	err                        *RefusedError
-	flows                      map[string]*flow
-	pending                    map[string]*pendingRecord // ended here, the far end's counts not known
-	ended                      map[string]controlFrame   // the far end's counts of flows that live here
+	reattestAgain, attestAgain, askAgain bool
+	vouching                             sync.Mutex // one exchange of the gateway's evidence at a time
+	attesting                            bool
+	asking                               bool      // the gateway's own evidence is under way
+	gateUntil                            time.Time // when the node's result about the gateway ends
+	farReady                             bool      // the gateway has let flows in, at the node
+	draining                             bool
+	farDrains                            bool
+	err                                  *RefusedError
+	flows                                map[string]*flow
+	pending                              map[string]*pendingRecord // ended here, the far end's counts not known
+	ended                                map[string]controlFrame   // the far end's counts of flows that live here
 }
 
 func newTunnel(e *endpoint, conn *secureConn, peer Peer) (*tunnel, error) {

@@ -13,7 +13,7 @@ import (
 func (t *tunnel) askGateway() {
 	t.mu.Lock()
 	busy := t.asking
-	t.asking = true
+	t.asking, t.askAgain = true, busy // what is asked meanwhile is not lost
 	t.mu.Unlock()
 	if busy {
 		return
@@ -21,7 +21,8 @@ func (t *tunnel) askGateway() {
 	t.spawn(func() {
 		until, err := t.appraiseGateway()
 		t.mu.Lock()
-		t.asking = false
+		again := t.askAgain
+		t.asking, t.askAgain = false, false
 		t.mu.Unlock()
 		if err != nil {
 			t.cut(CodeNotAttested, "the gateway's evidence: "+err.Error(), err)
@@ -32,6 +33,10 @@ func (t *tunnel) askGateway() {
 		t.mu.Unlock()
 		t.e.event(TunnelEvent{Type: "attested", Peer: t.peer.ID, Remote: t.remote(), Reason: "the gateway, until " + until.UTC().Format(time.RFC3339)})
 		t.openFlows()
+		if again {
+			t.askGateway()
+			return
+		}
 		timer := time.NewTimer(until.Sub(t.e.now()) / 5 * 4)
 		defer timer.Stop()
 		select {
@@ -69,24 +74,23 @@ func (t *tunnel) appraiseGateway() (time.Time, error) {
 	return until, s.Close()
 }
 
-// vouch gives the gateway's own evidence on a stream that the node opened.
+// vouch gives the gateway's own evidence on a stream that the node opened, one
+// at a time: the node may ask again before this end has put the last one away.
 func (t *tunnel) vouch(s mux.Stream) {
-	t.mu.Lock()
-	busy := t.asking
-	t.asking = true
-	t.mu.Unlock()
-	if busy || t.e.attest == nil {
+	if t.e.attest == nil {
 		_ = s.Reset(uint32(CodeNotAttested))
 		return
 	}
 	ctx, cancel := t.context(t.e.cfg.Limits.AttestTimeout)
 	defer cancel()
 	stop := bindStream(ctx, s)
-	err := t.e.attest(ctx, s, t.binder(gatewayExporter))
+	t.vouching.Lock() // held for AttestTimeout at most
+	err := ctx.Err()
+	if err == nil {
+		err = t.e.attest(ctx, s, t.binder(gatewayExporter))
+	}
+	t.vouching.Unlock()
 	stop()
-	t.mu.Lock()
-	t.asking = false
-	t.mu.Unlock()
 	if err != nil {
 		_ = s.Reset(uint32(CodeNotAttested))
 		t.e.cfg.Logger.Warn("evidence", "event", "evidence.failed", "peer", t.peer.ID.String(), "error", err)
