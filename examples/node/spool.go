@@ -222,12 +222,26 @@ func (s *spool) trim(files []batchFile) (rest []batchFile, dropped int, err erro
 
 // remove takes a batch out of the spool. Its number stays.
 func (s *spool) remove(f batchFile) error {
-	if seq := seqOf(f.name); seq > 0 {
-		if err := writeFile(s.seqFile(), []byte(strconv.FormatUint(seq, 10)+"\n")); err != nil {
-			return err
-		}
+	if err := s.keepSeq(f); err != nil {
+		return err
 	}
 	return os.Remove(f.name)
+}
+
+// setAside keeps a batch that can't be delivered, damaged as it is, out of the
+// way of those behind it.
+func (s *spool) setAside(f batchFile) error {
+	if err := s.keepSeq(f); err != nil {
+		return err
+	}
+	return os.Rename(f.name, strings.TrimSuffix(f.name, ".age")+".bad")
+}
+
+func (s *spool) keepSeq(f batchFile) error {
+	if seq := seqOf(f.name); seq > 0 {
+		return writeFile(s.seqFile(), []byte(strconv.FormatUint(seq, 10)+"\n"))
+	}
+	return nil
 }
 
 // clean removes temporary files that a cut left. Call it before run.

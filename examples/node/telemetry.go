@@ -136,6 +136,12 @@ func (n *node) deliver(ctx context.Context, s *spool) (sent int, err error) {
 	}
 	client := &http.Client{Transport: n.transport, Timeout: 30 * time.Second}
 	for _, f := range files {
+		if f.size == 0 || f.size > 2*wire.MaxBatch {
+			if err := n.setAside(s, f, fmt.Sprintf("%d bytes", f.size)); err != nil {
+				return sent, err
+			}
+			continue
+		}
 		sealed, err := wire.ReadCapped(f.name, 2*wire.MaxBatch)
 		if err != nil {
 			return sent, err
@@ -154,6 +160,12 @@ func (n *node) deliver(ctx context.Context, s *spool) (sent int, err error) {
 		if err != nil {
 			return sent, err
 		}
+		if rsp.StatusCode == http.StatusBadRequest { // damaged: it will not get better
+			if err := n.setAside(s, f, strings.TrimSpace(string(answer))); err != nil {
+				return sent, err
+			}
+			continue
+		}
 		if rsp.StatusCode != http.StatusNoContent {
 			return sent, fmt.Errorf("ingest: %s: %s", rsp.Status, strings.TrimSpace(string(answer)))
 		}
@@ -163,4 +175,9 @@ func (n *node) deliver(ctx context.Context, s *spool) (sent int, err error) {
 		sent++
 	}
 	return sent, nil
+}
+
+func (n *node) setAside(s *spool, f batchFile, why string) error {
+	n.log.Warn("damaged batch set aside", "event", "spool.damaged", "stream", s.stream, "file", filepath.Base(f.name), "reason", why)
+	return s.setAside(f)
 }
