@@ -1,12 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/trusttree/trusttree/examples/wire"
+	"github.com/trusttree/trusttree/update"
 )
 
 // maxConfig bounds the configuration file, in bytes.
@@ -35,6 +38,16 @@ type config struct {
 	// Sensors is the unix socket at which local processes leave records, a line
 	// of JSON each; empty for none.
 	Sensors string `json:"sensors,omitempty"`
+	// Volumes says how the volumes are kept. One that is not named is a portable
+	// volume in the state directory.
+	Volumes volumes `json:"volumes,omitzero"`
+	// BootEntries are the UEFI boot entries of the slots, as four hexadecimal
+	// digits: {"a": "0001", "b": "0002"}. Without them the choice of slot is
+	// boot.json in the state directory, for a boot loader that reads it.
+	BootEntries map[string]string `json:"boot_entries,omitempty"`
+	// ExitForReboot ends the daemon with exit code 10 once a release waits in
+	// the other slot for the next boot: the service manager reboots then.
+	ExitForReboot bool `json:"exit_for_reboot,omitempty"`
 	// Keep leaves what the TPM unsealed with the service manager (systemd's
 	// file descriptor store), so that a restart of the daemon does not need a
 	// reboot. Who is root on the running node could then unseal again.
@@ -44,6 +57,28 @@ type config struct {
 	// UpdateEvery is how often the node looks for releases; 0 means 300 s.
 	UpdateEvery jsonSecond `json:"update_every_seconds"`
 }
+
+// volumes are the volumes that a node has.
+type volumes struct {
+	System volume `json:"system,omitzero"`
+	Data   volume `json:"data,omitzero"`
+}
+
+// volume says where a volume is and who encrypts it.
+type volume struct {
+	// Mode is "portable" (the default: a format of this module's own that any
+	// file system carries) or "kernel" (fscrypt on ext4, f2fs or ubifs: all
+	// programs use the directory tree below it while the volume is open).
+	Mode string `json:"mode,omitempty"`
+	// Path is the volume's directory, which the node makes; empty means the
+	// volume's name in the state directory.
+	Path string `json:"path,omitempty"`
+}
+
+const (
+	modePortable = "portable"
+	modeKernel   = "kernel"
+)
 
 // module is one connector and the chip that must be in it.
 type module struct {
@@ -132,5 +167,69 @@ func (c *config) check() error {
 	if len(c.Slots) != 0 && len(c.Slots) != 2 {
 		return fmt.Errorf("slots: %d given, updates need two", len(c.Slots))
 	}
+	return errors.Join(c.checkVolumes(), c.checkBootEntries())
+}
+
+func (c *config) checkVolumes() error {
+	for name, v := range map[string]volume{"system": c.Volumes.System, "data": c.Volumes.Data} {
+		if v.Mode != "" && v.Mode != modePortable && v.Mode != modeKernel {
+			return fmt.Errorf("volumes: %s: mode %q is neither portable nor kernel", name, v.Mode)
+		}
+		if v.Path != "" && (!filepath.IsAbs(v.Path) || filepath.Clean(v.Path) != v.Path) {
+			return fmt.Errorf("volumes: %s: path %q must be absolute and without . or ..", name, v.Path)
+		}
+	}
+	system, data := c.volume("system"), c.volume("data")
+	if within(system.Path, data.Path) || within(data.Path, system.Path) {
+		return fmt.Errorf("volumes: system %s and data %s need a directory each, not one within the other", system.Path, data.Path)
+	}
 	return nil
+}
+
+// within reports whether a clean path is dir or below it.
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// volume returns where and how a volume is kept.
+func (c *config) volume(name string) volume {
+	v := c.Volumes.System
+	if name == "data" {
+		v = c.Volumes.Data
+	}
+	if v.Mode == "" {
+		v.Mode = modePortable
+	}
+	if v.Path == "" {
+		v.Path = filepath.Join(c.State, name)
+	}
+	return v
+}
+
+func (c *config) checkBootEntries() error {
+	if len(c.BootEntries) == 0 {
+		return nil
+	}
+	if len(c.Slots) == 0 {
+		return errors.New("boot_entries: there are no slots that they could boot")
+	}
+	_, err := c.entries()
+	return err
+}
+
+// entries are the numbers of the UEFI boot entries.
+func (c *config) entries() (map[update.Slot]uint16, error) {
+	out := map[update.Slot]uint16{}
+	for _, slot := range []update.Slot{"a", "b"} {
+		text := c.BootEntries[string(slot)]
+		n, err := strconv.ParseUint(text, 16, 16)
+		if err != nil || len(text) != 4 {
+			return nil, fmt.Errorf("boot_entries: slot %s: %q is not four hexadecimal digits, as in Boot0001", slot, text)
+		}
+		out[slot] = uint16(n)
+	}
+	if len(c.BootEntries) != 2 || out["a"] == out["b"] {
+		return nil, errors.New("boot_entries: want one for slot a and another for slot b")
+	}
+	return out, nil
 }

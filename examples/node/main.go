@@ -6,7 +6,7 @@
 //	node status -config FILE         print each link of the tree of trust
 //
 // Exit codes: 0 done, 1 failed, 2 usage, 3 refused by policy, 4 unavailable,
-// try later.
+// try later; 10 with "exit_for_reboot": a release waits for the next boot.
 package main
 
 import (
@@ -65,6 +65,9 @@ func command(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	return n.run(ctx)
 }
+
+// exitReboot asks whoever started the daemon for a reboot.
+const exitReboot = 10
 
 // link is one step of the tree of trust as the node has proven it.
 type link struct {

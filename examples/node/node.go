@@ -44,6 +44,7 @@ type node struct {
 
 	enrolAgain chan struct{} // the cloud says that this node must enrol
 	revoked    chan struct{} // the cloud says that this node is revoked
+	reboot     chan struct{} // closed when a release waits for the reboot that the configuration allows
 	keep       *fscrypt.Keep // what the TPM unsealed in this boot, for a restart; nil: a restart needs a reboot
 
 	mu    sync.Mutex
@@ -55,7 +56,7 @@ func newNode(ctx context.Context, cfg *config, boot *wire.Bootstrap, log *slog.L
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, err
 	}
-	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1), enrolAgain: make(chan struct{}, 1), revoked: make(chan struct{}, 1), up: make(chan struct{})}
+	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1), enrolAgain: make(chan struct{}, 1), revoked: make(chan struct{}, 1), reboot: make(chan struct{}), up: make(chan struct{})}
 	var err error
 	if n.lock, err = lockState(cfg.State); err != nil {
 		return nil, err
@@ -157,7 +158,19 @@ func (n *node) serve(ctx context.Context) error {
 	for _, part := range parts {
 		wg.Go(func() { part(ctx) })
 	}
+	wg.Go(func() {
+		select {
+		case <-n.reboot:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
 	err := n.tunnel.Run(ctx)
+	select {
+	case <-n.reboot:
+		return &wire.CodeError{Code: exitReboot, Err: errors.New("a release waits in the other slot: reboot to try it")}
+	default:
+	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
 	}

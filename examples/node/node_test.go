@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trusttree/trusttree/examples/wire"
+	"github.com/trusttree/trusttree/update"
 )
 
 func goodConfig(t *testing.T) map[string]any {
@@ -44,7 +45,26 @@ func TestConfigIsStrict(t *testing.T) {
 		"module, odd chip": func(m map[string]any) {
 			m["modules"] = []any{map[string]any{"bay": "1", "class": "c", "ca": "x", "chip": "?"}}
 		},
-		"one slot":            func(m map[string]any) { m["slots"] = []string{"a"} },
+		"one slot":       func(m map[string]any) { m["slots"] = []string{"a"} },
+		"unknown mode":   func(m map[string]any) { m["volumes"] = map[string]any{"system": map[string]any{"mode": "luks"}} },
+		"unknown volume": func(m map[string]any) { m["volumes"] = map[string]any{"swap": map[string]any{"mode": "kernel"}} },
+		"relative path":  func(m map[string]any) { m["volumes"] = map[string]any{"data": map[string]any{"path": "data"}} },
+		"one directory": func(m map[string]any) {
+			m["volumes"] = map[string]any{"data": map[string]any{"path": filepath.Join(m["state"].(string), "system")}}
+		},
+		"one within the other": func(m map[string]any) {
+			m["volumes"] = map[string]any{"data": map[string]any{"path": filepath.Join(m["state"].(string), "system", "tree")}}
+		},
+		"boot entries without slots": func(m map[string]any) { m["boot_entries"] = map[string]string{"a": "0001", "b": "0002"} },
+		"boot entry of one digit": func(m map[string]any) {
+			m["slots"], m["boot_entries"] = []string{"a", "b"}, map[string]string{"a": "1", "b": "0002"}
+		},
+		"boot entry of both slots": func(m map[string]any) {
+			m["slots"], m["boot_entries"] = []string{"a", "b"}, map[string]string{"a": "0001", "b": "0001"}
+		},
+		"boot entry of a third slot": func(m map[string]any) {
+			m["slots"], m["boot_entries"] = []string{"a", "b"}, map[string]string{"a": "0001", "b": "0002", "c": "0003"}
+		},
 		"stream with a slash": func(m map[string]any) { m["streams"] = []any{map[string]any{"name": "../x", "every_seconds": 1}} },
 		"stream without rate": func(m map[string]any) { m["streams"] = []any{map[string]any{"name": "x"}} },
 	} {
@@ -53,6 +73,20 @@ func TestConfigIsStrict(t *testing.T) {
 		_, err := loadConfig(writeConfig(t, cfg))
 		assert.Error(t, err, name)
 	}
+}
+
+func TestConfigOfVolumesAndBootEntries(t *testing.T) {
+	m := goodConfig(t)
+	m["slots"], m["boot_entries"] = []string{"/dev/disk/by-partlabel/a", "/dev/disk/by-partlabel/b"}, map[string]string{"a": "0001", "b": "00aB"}
+	m["volumes"] = map[string]any{"data": map[string]any{"mode": "kernel", "path": "/srv/data"}}
+	m["exit_for_reboot"] = true
+	cfg, err := loadConfig(writeConfig(t, m))
+	require.NoError(t, err)
+	assert.Equal(t, volume{Mode: "portable", Path: filepath.Join(cfg.State, "system")}, cfg.volume("system"))
+	assert.Equal(t, volume{Mode: "kernel", Path: "/srv/data"}, cfg.volume("data"))
+	entries, err := cfg.entries()
+	require.NoError(t, err)
+	assert.Equal(t, map[update.Slot]uint16{"a": 1, "b": 0xAB}, entries)
 }
 
 func TestCommandExitCodes(t *testing.T) {

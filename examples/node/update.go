@@ -49,6 +49,10 @@ func (n *node) followUpdates(ctx context.Context) {
 		if err := n.report(ctx, u); err != nil && ctx.Err() == nil {
 			n.log.Warn("install report not taken", "event", "update.unreported", "error", err.Error())
 		}
+		if state, err := u.in.State(ctx); err == nil && state.Phase == update.Armed && n.cfg.ExitForReboot {
+			close(n.reboot)
+			return
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -85,7 +89,7 @@ func (n *node) openUpdates() (*updater, error) {
 	if err != nil {
 		return nil, err
 	}
-	loader, err := boot.NewFile(filepath.Join(n.cfg.State, "boot.json"), "a", "b")
+	loader, err := n.bootControl()
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +102,18 @@ func (n *node) openUpdates() (*updater, error) {
 		err = writeFile(filepath.Join(dir, "provisioned"), nil)
 	}
 	return &updater{client, in, loader}, err
+}
+
+// bootControl is how the node speaks to what boots it.
+func (n *node) bootControl() (update.BootControl, error) {
+	if len(n.cfg.BootEntries) == 0 {
+		return boot.NewFile(filepath.Join(n.cfg.State, "boot.json"), "a", "b")
+	}
+	entries, err := n.cfg.entries()
+	if err != nil {
+		return nil, err
+	}
+	return boot.NewEFI(boot.EFIConfig{Entries: entries})
 }
 
 // preflight makes sure that the volumes will open in the next boot, before the

@@ -62,15 +62,23 @@ func (n *node) bootPolicies() ([]fscrypt.BootPolicy, error) {
 
 // openVolume opens a volume, or makes it where the directory is new.
 func (n *node) openVolume(ctx context.Context, label string, guard fscrypt.Protector) (*fscrypt.Volume, error) {
-	dir := filepath.Join(n.cfg.State, label)
-	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-		return fscrypt.Open(ctx, dir, fscrypt.Config{Label: label, Logger: n.log}, guard)
+	place := n.cfg.volume(label)
+	cfg := fscrypt.Config{Label: label, Logger: n.log, Kernel: place.Mode == modeKernel}
+	if _, err := os.Stat(place.Path); !errors.Is(err, fs.ErrNotExist) {
+		v, err := fscrypt.Open(ctx, place.Path, cfg, guard)
+		if err == nil && (v.Path() != "") != cfg.Kernel {
+			err = errors.Join(fmt.Errorf("%s was not made in mode %s, as the configuration says", place.Path, place.Mode), v.Lock(ctx))
+		}
+		if err != nil {
+			return nil, err
+		}
+		return v, nil
 	}
 	recipient, err := age.ParseHybridRecipient(n.boot.RecoverTo)
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap.json: recover_to: %w", err)
 	}
-	return fscrypt.Create(ctx, dir, fscrypt.Config{Label: label, Logger: n.log}, guard, &fscrypt.Recovery{Recipients: []age.Recipient{recipient}})
+	return fscrypt.Create(ctx, place.Path, cfg, guard, &fscrypt.Recovery{Recipients: []age.Recipient{recipient}})
 }
 
 // openSystem opens the volume that needs the TPM in the right boot state and
@@ -87,7 +95,7 @@ func (n *node) openSystem(ctx context.Context) error {
 	if err := n.touch(n.system); err != nil {
 		return err
 	}
-	n.prove("system volume", "unsealed in the boot state that the owner signed; latched until the next boot")
+	n.prove("system volume", "unsealed in the boot state that the owner signed"+where(n.system)+"; latched until the next boot")
 	return nil
 }
 
@@ -101,7 +109,7 @@ func (n *node) keepData(ctx context.Context) {
 	if !n.retry(ctx, "data volume", n.openData) {
 		return
 	}
-	n.prove("data volume", "unsealed with the cloud's share, on lease")
+	n.prove("data volume", "unsealed with the cloud's share"+where(n.data)+", on lease")
 	for {
 		until, err := n.data.RenewLease(ctx)
 		if n.data.Status().Locked {
@@ -170,13 +178,26 @@ func (n *node) exchangeShare(ctx context.Context, request []byte) ([]byte, error
 // touch writes and reads a file: a volume that opened but does not hold what
 // it is given is not open.
 func (n *node) touch(v *fscrypt.Volume) error {
+	write, read := v.WriteFile, v.ReadFile
+	if dir := v.Path(); dir != "" {
+		write = func(name string, data []byte) error { return writeFile(filepath.Join(dir, name), data) }
+		read = func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, name)) }
+	}
 	line := []byte("last opened " + time.Now().UTC().Format(time.RFC3339Nano) + "\n")
-	if err := v.WriteFile("opened", line); err != nil {
+	if err := write("opened", line); err != nil {
 		return err
 	}
-	back, err := v.ReadFile("opened")
+	back, err := read("opened")
 	if err == nil && !bytes.Equal(back, line) {
 		err = errors.New("volume does not give back what was written")
 	}
 	return err
+}
+
+// where says of a kernel mode volume at which directory programs find it.
+func where(v *fscrypt.Volume) string {
+	if v.Path() == "" {
+		return ""
+	}
+	return ", kernel mode at " + v.Path()
 }
