@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/trusttree/trusttree/tlsconn/internal/mux"
@@ -99,7 +101,7 @@ func (t *tunnel) attest() error {
 // appraise runs the gateway's half on a stream that the node opened.
 func (t *tunnel) appraise(s mux.Stream) {
 	t.mu.Lock()
-	busy := t.attesting
+	busy := t.attesting || t.refused != nil
 	t.attesting = true
 	t.mu.Unlock()
 	if busy || t.e.verify == nil {
@@ -118,8 +120,7 @@ func (t *tunnel) appraise(s mux.Stream) {
 		err = fmt.Errorf("the Attestation Result ended already at %s", until.UTC().Format(time.RFC3339))
 	}
 	if err != nil {
-		_ = s.Reset(uint32(CodeNotAttested))
-		t.cut(CodeNotAttested, "appraisal: "+err.Error(), err)
+		t.refuse(s, err)
 		return
 	}
 	_ = s.Close()
@@ -133,6 +134,29 @@ func (t *tunnel) appraise(s mux.Stream) {
 	if again {
 		t.reattest("on demand")
 	}
+}
+
+// refuse ends a tunnel whose node was not affirmed. Nothing passes from now on,
+// but what the Verify hook wrote last, which may be why and what to do, is left
+// to the node to read: a reset would overtake it. The cut follows when the node
+// has closed the stream, or after byeGrace.
+func (t *tunnel) refuse(s mux.Stream, err error) {
+	reason := "appraisal: " + err.Error()
+	t.mu.Lock()
+	if t.err == nil {
+		t.refused = &RefusedError{Code: CodeNotAttested, Side: t.e.side, Peer: t.peer.ID, Reason: reason, Err: err}
+	}
+	flows := slices.Collect(maps.Values(t.flows))
+	t.mu.Unlock()
+	for _, f := range flows {
+		f.end(CodeNotAttested, "", fmt.Errorf("tunnel: %s", reason))
+	}
+	if s.CloseWrite() == nil {
+		_ = s.SetReadDeadline(time.Now().Add(byeGrace))
+		_, _ = io.Copy(io.Discard, s)
+	}
+	_ = s.Reset(uint32(CodeNotAttested))
+	t.cut(CodeNotAttested, reason, err)
 }
 
 // scheduleReattest asks for new evidence when four fifths of the result's time

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,6 +57,7 @@ type tunnel struct {
 	farReady                             bool      // the gateway has let flows in, at the node
 	draining                             bool
 	farDrains                            bool
+	refused                              *RefusedError // the node's evidence was; the cut follows
 	err                                  *RefusedError
 	flows                                map[string]*flow
 	pending                              map[string]*pendingRecord // ended here, the far end's counts not known
@@ -132,7 +135,7 @@ func (t *tunnel) admits(opener bool) error {
 	switch {
 	case t.err != nil:
 		return t.err
-	case !t.isReady:
+	case !t.isReady || t.refused != nil:
 		return ErrNotAttested
 	case t.draining || opener && t.farDrains:
 		return ErrDraining
@@ -183,14 +186,14 @@ func (t *tunnel) cutFrom(side Side, code Code, reason string, cause error) {
 		t.mu.Unlock()
 		return
 	}
+	if t.refused != nil && (side != t.e.side || code == CodeReset) { // the node left first; the cause is ours
+		side, code, reason, cause = t.e.side, t.refused.Code, t.refused.Reason, t.refused.Err
+	}
 	t.err = &RefusedError{Code: code, Side: side, Peer: t.peer.ID, Reason: reason, Err: cause}
 	if t.err.Err != nil {
 		t.err.Reason = ""
 	}
-	flows := make([]*flow, 0, len(t.flows))
-	for _, f := range t.flows {
-		flows = append(flows, f)
-	}
+	flows := slices.Collect(maps.Values(t.flows))
 	pending := t.pending
 	t.pending = map[string]*pendingRecord{}
 	close(t.done)
