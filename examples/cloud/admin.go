@@ -26,6 +26,7 @@ type admin struct {
 	registrar *attest.Registrar
 	gateway   *tlsconn.Gateway
 	fleet     *fleet
+	modules   *moduleList
 	domain    string
 	engine    string                              // where new tenants are kept
 	act       func(context.Context, change) error // here and at the other instances
@@ -33,7 +34,7 @@ type admin struct {
 }
 
 func (c *cloud) admin() *admin {
-	a := &admin{store: c.store, registrar: c.registrar, gateway: c.gateway, fleet: c.fleet, domain: c.cfg.TrustDomain, log: c.log}
+	a := &admin{store: c.store, registrar: c.registrar, gateway: c.gateway, fleet: c.fleet, modules: c.modules, domain: c.cfg.TrustDomain, log: c.log}
 	if c.cfg.Postgres != "" {
 		a.engine = "postgres"
 	}
@@ -46,6 +47,7 @@ func (c *cloud) admin() *admin {
 func (a *admin) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("PUT /v1/admin/assignments", a.operator(a.assign))
+	mux.HandleFunc("PUT /v1/admin/module-revocations", a.operator(a.reviseModules))
 	mux.HandleFunc("PUT /v1/admin/tenants/{id}", a.operator(a.createTenant))
 	mux.HandleFunc("POST /v1/admin/nodes/{id}/revoke", a.operator(a.revoke))
 	mux.HandleFunc("POST /v1/admin/nodes/{id}/release", a.operator(a.release))

@@ -89,21 +89,27 @@ func moduleAppraiser(v *moduleid.Verifier) attest.Appraiser {
 			for _, id := range verdict.Admitted() {
 				op.Reasons = append(op.Reasons, attest.Reason{Code: "modules.admitted", Detail: fmt.Sprintf("%s: %s %s %s", id.Connector(), id.Class(), id.Model(), clip(id.ID(), 40))})
 			}
+			op.Reasons = append(op.Reasons, refusedModules(verdict)...) // of connectors that may be empty
 			return op
 		}
 		op := attest.Opinion{Status: attest.StatusContraindicated}
 		if verdict != nil { // why each module was refused says more than what is missing then
-			for _, m := range verdict.Refused() {
-				for _, f := range m.Findings {
-					op.Reasons = append(op.Reasons, attest.Reason{Code: "modules." + string(f.Reason), Detail: m.Connector + ": " + f.Detail})
-				}
-			}
+			op.Reasons = refusedModules(verdict)
 		}
 		if len(op.Reasons) == 0 {
 			op.Reasons = []attest.Reason{{Code: "modules.refused", Detail: err.Error()}}
 		}
 		return op
 	}
+}
+
+func refusedModules(v *moduleid.Verdict) (out []attest.Reason) {
+	for _, m := range v.Refused() {
+		for _, f := range m.Findings {
+			out = append(out, attest.Reason{Code: "modules." + string(f.Reason), Detail: m.Connector + " refused: " + f.Detail})
+		}
+	}
+	return out
 }
 
 // deviceOf reads the device ID from a node's SPIFFE ID: spiffe://domain/node/ID.

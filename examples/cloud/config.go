@@ -29,6 +29,9 @@ type config struct {
 	LeaseSeconds int `json:"lease_seconds"`
 	// Connectors says which class of module must be in which connector.
 	Connectors map[string]string `json:"connectors"`
+	// OptionalConnectors is the same for connectors that may be empty. What is
+	// in one must prove itself all the same.
+	OptionalConnectors map[string]string `json:"optional_connectors,omitempty"`
 	// Status is a loopback host:port without TLS for /healthz, /readyz and
 	// /metrics; empty for none. Operators get /metrics at the API, too.
 	Status string `json:"listen_status,omitempty"`
@@ -124,6 +127,19 @@ func (c *config) check() error {
 	}
 	if c.Shared != "" && !filepath.IsAbs(c.Shared) {
 		return fmt.Errorf("shared %q must be an absolute path", c.Shared)
+	}
+	for connector, class := range c.OptionalConnectors {
+		if _, ok := c.Connectors[connector]; ok {
+			return fmt.Errorf("connector %q is in connectors and in optional_connectors: may it be empty, or not?", connector)
+		}
+		if class == "" {
+			return fmt.Errorf("optional_connectors: %q has no class", connector)
+		}
+	}
+	for connector, class := range c.Connectors {
+		if class == "" {
+			return fmt.Errorf("connectors: %q has no class", connector)
+		}
 	}
 	if c.Transit != nil && (c.Transit.Address == "" || c.Transit.Token == "") {
 		return errors.New("transit needs address and token_file")

@@ -15,8 +15,9 @@ import (
 
 // enrollHandler serves POST /v1/enroll/begin and /v1/enroll/complete. The
 // server is authenticated by the root in the node's bootstrap.json; the node
-// proves itself by its TPM.
-func enrollHandler(r *attest.Registrar, f *fleet, log *slog.Logger) http.Handler {
+// proves itself by its TPM. A node without a tunnel gets the list of revoked
+// modules here, too.
+func enrollHandler(r *attest.Registrar, f *fleet, modules http.Handler, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/enroll/begin", func(w http.ResponseWriter, req *http.Request) {
 		serveMessage(w, req, log, func(ctx context.Context, in *attest.EnrollmentRequest) (*attest.ActivationChallenge, error) {
@@ -33,6 +34,7 @@ func enrollHandler(r *attest.Registrar, f *fleet, log *slog.Logger) http.Handler
 			return out, err
 		})
 	})
+	mux.Handle("GET "+wire.PathModuleList, modules)
 	return http.MaxBytesHandler(mux, attest.MaxMessage)
 }
 

@@ -91,8 +91,8 @@ const (
 // bytes and eight random ones.
 type change struct {
 	Version  int    `json:"version"` // 1
-	Kind     string `json:"kind"`    // revoked, released, reattest, view
-	Node     string `json:"node"`
+	Kind     string `json:"kind"`    // revoked, released, reattest, view, modules
+	Node     string `json:"node"`    // whose; empty for what is about all
 	Reason   string `json:"reason,omitempty"`
 	Instance string `json:"instance"`
 }
@@ -176,7 +176,12 @@ func (c *cloud) takeChanges(ctx context.Context, from time.Time, seen map[string
 }
 
 // apply does here what another instance announced, or this one decided.
-func (c *cloud) apply(_ context.Context, ch change) error {
+func (c *cloud) apply(ctx context.Context, ch change) error {
+	if ch.Kind == "modules" {
+		err := c.modules.load(ctx)
+		c.recheckAll()
+		return err
+	}
 	device, err := registry.ParseDeviceID(ch.Node)
 	if err != nil {
 		return err

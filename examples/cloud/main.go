@@ -6,6 +6,7 @@
 //	cloud join -state DIR -from DIR -instance N   make the state of a further instance
 //	cloud serve -state DIR [-check]               run (-check: parse and stop)
 //	cloud issue -state DIR -name NAME             certificate for a tenant's service or an operator
+//	cloud modules -state DIR -sequence N [-revoke ID,ID]   sign a list of revoked modules
 //
 // Exit codes: 0 done, 1 failed, 2 usage, 3 refused by policy, 4 unavailable,
 // try later.
@@ -14,6 +15,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"encoding/hex"
 	"flag"
 	"fmt"
 	"io"
@@ -21,10 +23,12 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/trusttree/trusttree/examples/wire"
+	"github.com/trusttree/trusttree/moduleid/revocation"
 )
 
 func main() {
@@ -36,7 +40,7 @@ func main() {
 
 func command(ctx context.Context, args []string, stdout io.Writer) error {
 	if len(args) == 0 {
-		return wire.Usage("say what to do: cloud init, cloud join, cloud serve or cloud issue")
+		return wire.Usage("say what to do: cloud init, cloud join, cloud serve, cloud issue or cloud modules")
 	}
 	flags := flag.NewFlagSet("cloud "+args[0], flag.ContinueOnError)
 	state := flags.String("state", "", "the state directory")
@@ -70,8 +74,13 @@ func command(ctx context.Context, args []string, stdout io.Writer) error {
 	case "issue":
 		name := flags.String("name", "", "path of the SPIFFE ID, such as tenant/lighting or operator/anna")
 		run = func() error { return issueClient(*state, *name, stdout) }
+	case "modules":
+		sequence := flags.Uint64("sequence", 0, "number of the list, above that of the one in force")
+		ids := flags.String("revoke", "", "`IDs` of the modules, or of their CAs, that are revoked, with commas between them")
+		key := flags.String("key", "", "`file` of the owner's key; owner.key in the state directory when empty")
+		run = func() error { return signModules(*state, *key, *sequence, *ids, stdout) }
 	default:
-		return wire.Usage("%q is none of init, join, serve, issue", args[0])
+		return wire.Usage("%q is none of init, join, serve, issue, modules", args[0])
 	}
 	if err := wire.ParseFlags(flags, args[1:], stdout); err != nil {
 		return err
@@ -105,6 +114,38 @@ func serve(ctx context.Context, state, loopbackPage, dsn string, check bool, std
 		return c.store.Close(ctx)
 	}
 	return c.run(ctx, loopbackPage)
+}
+
+// signModules writes a list of revoked modules, signed by the owner's key, for
+// PUT /v1/admin/module-revocations. A list is whole: it names what was revoked
+// before, too.
+func signModules(state, keyFile string, sequence uint64, ids string, stdout io.Writer) error {
+	if sequence == 0 {
+		return wire.Usage("-sequence is missing: give a number above that of the list in force")
+	}
+	list := revocation.List{Version: 1, Sequence: sequence, Issued: time.Now().UTC()}
+	for id := range strings.SplitSeq(ids, ",") {
+		if id = strings.ToLower(strings.TrimSpace(id)); id == "" {
+			continue
+		}
+		if b, err := hex.DecodeString(id); err != nil || len(b) != 32 {
+			return wire.Usage("-revoke: %q is no module ID: 64 hexadecimal digits, as modulescan shows them", id)
+		}
+		list.IDs = append(list.IDs, id)
+	}
+	if keyFile == "" {
+		keyFile = filepath.Join(state, "owner.key")
+	}
+	key, err := loadKey(keyFile)
+	if err != nil {
+		return fmt.Errorf("%w (the owner's key is kept offline? -key says where it is)", err)
+	}
+	signed, err := revocation.Sign(list, key)
+	if err != nil {
+		return err
+	}
+	_, err = stdout.Write(append(signed, '\n'))
+	return err
 }
 
 // issueClient makes a client certificate for a tenant's service or an operator.

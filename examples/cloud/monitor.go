@@ -67,10 +67,12 @@ func newMonitor(changed func()) *monitor {
 }
 
 // observe adds the gauges that are read when somebody asks.
-func (m *monitor) observe(f *fleet, tunnels func() []tlsconn.Peer) {
+func (m *monitor) observe(f *fleet, tunnels func() []tlsconn.Peer, listed func() time.Time) {
 	m.registry.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "trusttree_tunnels", Help: "Tunnels that are up at this instance."},
 			func() float64 { return float64(len(tunnels())) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "trusttree_module_list_age_seconds", Help: "Age of the owner's list of revoked modules; at 30 days every module is refused."},
+			func() float64 { return time.Since(listed()).Seconds() }),
 		fleetCollector{f})
 }
 

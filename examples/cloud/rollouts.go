@@ -151,11 +151,12 @@ func newReports(f *fleet, reattest func(tlsconn.ID) int, log *slog.Logger) *repo
 	return &reports{fleet: f, reattest: reattest, log: log, nonces: map[string]nonce{}}
 }
 
-func (s *reports) handler() http.Handler {
+func (s *reports) handler(modules http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/report/begin", s.begin)
 	mux.HandleFunc("POST /v1/report", s.take)
 	mux.HandleFunc("POST /v1/changed", s.changed)
+	mux.Handle("GET "+wire.PathModuleList, modules)
 	return http.MaxBytesHandler(mux, maxReport)
 }
 

@@ -25,7 +25,6 @@ import (
 	"github.com/trusttree/trusttree/examples/wire"
 	"github.com/trusttree/trusttree/moduleid"
 	"github.com/trusttree/trusttree/moduleid/atecc"
-	"github.com/trusttree/trusttree/moduleid/revocation"
 	"github.com/trusttree/trusttree/moduleid/spdm"
 	"github.com/trusttree/trusttree/secureboot"
 	"github.com/trusttree/trusttree/tenantstore"
@@ -49,6 +48,8 @@ type cloud struct {
 	gateway   *tlsconn.Gateway
 
 	destinations *destinations
+	modules      *moduleList
+	recheck      chan struct{} // every node is to prove itself anew
 
 	ready atomic.Bool // all listeners are up
 
@@ -59,7 +60,7 @@ type cloud struct {
 }
 
 func newCloud(ctx context.Context, state string, cfg *config, logs slog.Handler) (_ *cloud, err error) {
-	c := &cloud{state: state, cfg: cfg, usage: newUsage(), fleet: newFleet(cfg.Instance, time.Now)}
+	c := &cloud{state: state, cfg: cfg, usage: newUsage(), fleet: newFleet(cfg.Instance, time.Now), recheck: make(chan struct{}, 1)}
 	c.mon = newMonitor(c.fleet.touched)
 	c.log = c.mon.logger(logs)
 	if c.ca, err = loadAuthority(cfg, state); err != nil {
@@ -73,13 +74,13 @@ func newCloud(ctx context.Context, state string, cfg *config, logs slog.Handler)
 			err = errors.Join(err, c.store.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := c.openAttestation(); err != nil {
+	if err := c.openAttestation(ctx); err != nil {
 		return nil, err
 	}
 	if err := c.openGateway(ctx); err != nil {
 		return nil, err
 	}
-	c.mon.observe(c.fleet, c.gateway.Peers)
+	c.mon.observe(c.fleet, c.gateway.Peers, c.modules.inForce.Issued)
 	return c, nil
 }
 
@@ -111,7 +112,7 @@ func (c *cloud) openStore(ctx context.Context) error {
 	return err
 }
 
-func (c *cloud) openAttestation() error {
+func (c *cloud) openAttestation(ctx context.Context) error {
 	makers, err := loadCerts(c.file("tpm-makers"))
 	if err != nil {
 		return err
@@ -133,7 +134,7 @@ func (c *cloud) openAttestation() error {
 	if err != nil {
 		return err
 	}
-	modules, err := c.moduleVerifier()
+	modules, err := c.moduleVerifier(ctx)
 	if err != nil {
 		return err
 	}
@@ -142,7 +143,10 @@ func (c *cloud) openAttestation() error {
 		bank = crypto.SHA384
 	}
 	c.verifier, err = attest.NewVerifier(attest.VerifierConfig{
-		Endorsers: endorsers, Devices: devices{system}, Challenges: challenges{system},
+		Endorsers: endorsers, Devices: devices{system},
+		// A challenge is answered on the stream that it was given on, so it need
+		// not outlive the tunnel; those of enrolments may go to another instance.
+		Challenges: registry.NewMemoryChallenges(0, nil),
 		PCRs:       []quote.Selection{{Bank: bank, PCRs: c.cfg.PCRs}},
 		Appraisers: []attest.Appraiser{bootAppraiser(c.currentReferences), moduleAppraiser(modules)},
 		ResultTTL:  time.Duration(c.cfg.AttestSeconds) * time.Second, Log: c.log,
@@ -150,7 +154,7 @@ func (c *cloud) openAttestation() error {
 	return err
 }
 
-func (c *cloud) moduleVerifier() (*moduleid.Verifier, error) {
+func (c *cloud) moduleVerifier(ctx context.Context) (*moduleid.Verifier, error) {
 	v := &moduleid.Verifier{
 		Schemes: []moduleid.Scheme{atecc.Scheme(), spdm.Scheme{}},
 		Roots:   x509.NewCertPool(), Classes: map[string]moduleid.Class{}, Connectors: map[string]moduleid.Connector{},
@@ -159,26 +163,21 @@ func (c *cloud) moduleVerifier() (*moduleid.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	revoked, err := revocation.New(revocation.Config{Keys: []crypto.PublicKey{owner}})
-	if err != nil {
+	if c.modules, err = openModuleList(ctx, c.store.System(), owner, c.file("module-revocations"), c.log); err != nil {
 		return nil, err
 	}
-	list, err := os.ReadFile(c.file("module-revocations"))
-	if err != nil {
-		return nil, err
-	}
-	if err := revoked.Update(list); err != nil {
-		return nil, err
-	}
-	v.Revocations = revoked
-	for connector, class := range c.cfg.Connectors {
-		v.Connectors[connector] = moduleid.Connector{Classes: []string{class}, Required: true}
+	v.Revocations = c.modules.inForce
+	connect := func(connector, class string, required bool) error {
+		v.Connectors[connector] = moduleid.Connector{Classes: []string{class}, Required: required}
 		if _, ok := v.Classes[class]; ok {
-			continue
+			return nil
 		}
 		certs, err := loadCerts(c.file("module-makers", class))
+		if err == nil && len(certs) == 0 {
+			err = fmt.Errorf("%s holds no *.pem: whose modules are of this class?", c.file("module-makers", class))
+		}
 		if err != nil {
-			return nil, fmt.Errorf("module class %q: %w", class, err)
+			return fmt.Errorf("module class %q: %w", class, err)
 		}
 		members := x509.NewCertPool()
 		for _, cert := range certs {
@@ -186,6 +185,16 @@ func (c *cloud) moduleVerifier() (*moduleid.Verifier, error) {
 			v.Roots.AddCert(cert)
 		}
 		v.Classes[class] = moduleid.Class{Members: members}
+		return nil
+	}
+	for connector, class := range c.cfg.Connectors {
+		err = errors.Join(err, connect(connector, class, true))
+	}
+	for connector, class := range c.cfg.OptionalConnectors {
+		err = errors.Join(err, connect(connector, class, false))
+	}
+	if err != nil {
+		return nil, err
 	}
 	return v, nil
 }
@@ -241,7 +250,7 @@ func (c *cloud) openGateway(ctx context.Context) error {
 		wire.ServiceIngest: c.ingestHandler(spool),
 		wire.ServiceKeys:   sharesHandler(newShares(c.store, devices{c.store.System()}, lease, c.log), c.fleet),
 		wire.ServiceTUF:    http.FileServerFS(c.tuf()),
-		wire.ServiceReport: newReports(c.fleet, func(id tlsconn.ID) int { return c.gateway.Reattest(id) }, c.log).handler(),
+		wire.ServiceReport: newReports(c.fleet, func(id tlsconn.ID) int { return c.gateway.Reattest(id) }, c.log).handler(c.modules),
 	} {
 		if err := c.gateway.Handle(name, h); err != nil {
 			return err
@@ -327,7 +336,7 @@ func (c *cloud) run(ctx context.Context, loopbackPage string) error {
 		h          http.Handler
 	}
 	servers := []server{
-		{"enrol", c.cfg.Enroll, enrollTLS, limited(maxEnrolments, enrollHandler(c.registrar, c.fleet, c.log))},
+		{"enrol", c.cfg.Enroll, enrollTLS, limited(maxEnrolments, enrollHandler(c.registrar, c.fleet, c.modules, c.log))},
 		{"api", c.cfg.API, apiTLS, api},
 	}
 	if loopbackPage != "" {
@@ -357,17 +366,17 @@ func (c *cloud) run(ctx context.Context, loopbackPage string) error {
 	go func() { cancel(c.gateway.Serve(ctx, ln)) }()
 	var loops sync.WaitGroup
 	defer loops.Wait()
-	for _, loop := range []func(context.Context){c.sweep, c.follow, c.destinations.run} {
+	for _, loop := range []func(context.Context){c.sweep, c.follow, c.destinations.run, c.recheckLoop} {
 		loops.Go(func() { loop(ctx) })
 	}
 	c.ready.Store(true)
-	notify("READY=1")
-	loops.Go(func() { c.watchdog(ctx) })
+	wire.Notify("READY=1")
+	loops.Go(func() { wire.Watchdog(ctx, c.alive) })
 	c.log.Info("listening", "event", "cloud.ready", "service", "gateway", "address", ln.Addr().String())
 
 	<-ctx.Done()
 	c.ready.Store(false)
-	notify("STOPPING=1")
+	wire.Notify("STOPPING=1")
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer done()
 	err = c.gateway.Shutdown(stop)

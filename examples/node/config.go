@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -87,6 +88,10 @@ type module struct {
 	CA      string `json:"ca"`      // PEM: who certifies modules of this class
 	Chip    string `json:"chip"`    // "atecc" or "spdm"
 	Address string `json:"address"` // atecc: /dev/i2c-N:0x60 or tcp:HOST:PORT; spdm: tcp:HOST:PORT or emu:HOST:PORT
+	// Optional says that the connector may be empty. What is in it must prove
+	// itself all the same. The cloud must know of it: optional_connectors in
+	// cloud.json.
+	Optional bool `json:"optional,omitempty"`
 }
 
 // stream is one flow of sensor data; the cloud maps it to its tenant.
@@ -106,6 +111,11 @@ type forward struct {
 type jsonSecond float64
 
 func (s jsonSecond) duration() time.Duration { return time.Duration(float64(s) * float64(time.Second)) }
+
+// optional says whether a connector may be empty.
+func (c *config) optional(bay string) bool {
+	return slices.ContainsFunc(c.Modules, func(m module) bool { return m.Bay == bay && m.Optional })
+}
 
 func loadConfig(name string) (*config, error) {
 	data, err := wire.ReadCapped(name, maxConfig)
@@ -148,12 +158,17 @@ func (c *config) check() error {
 			return fmt.Errorf("modules: bay %s: chip %q is neither atecc nor spdm", m.Bay, m.Chip)
 		}
 	}
+	for name, v := range map[string]jsonSecond{"module_check_seconds": c.ModuleCheck, "update_every_seconds": c.UpdateEvery} {
+		if v < 0 || v > 1e6 {
+			return fmt.Errorf("%s is %g: give 0 to 1000000", name, float64(v))
+		}
+	}
 	names := map[string]bool{}
 	for _, s := range c.Streams {
 		if s.Name == "" || strings.ContainsAny(s.Name, "/ ") || names[s.Name] {
 			return fmt.Errorf("streams: name %q is empty, named twice, or has a slash or space", s.Name)
 		}
-		if s.Every < 0 || (s.Every == 0 && c.Sensors == "") {
+		if s.Every > 1e6 || s.Every < 0 || (s.Every == 0 && c.Sensors == "") {
 			return fmt.Errorf("streams: %s: every_seconds must be positive where no sensors socket is configured", s.Name)
 		}
 		if s.Bay != "" && !bays[s.Bay] {

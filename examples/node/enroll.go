@@ -81,11 +81,9 @@ func (n *node) enrollAnew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	client := &http.Client{
-		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, DisableKeepAlives: true},
-		Timeout:   time.Minute,
-		// The token goes to the address in bootstrap.json and to no other.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	client, err := n.cloudClient()
+	if err != nil {
+		return err
 	}
 	var enrollment *attest.Enrollment
 	for _, url := range n.boot.EnrollURLs() { // any instance will do
@@ -104,6 +102,21 @@ func (n *node) enrollAnew(ctx context.Context) error {
 	}
 	n.prove("identity", "enrolled by EK certificate and credential activation; certificate in TPM NV, until "+enrollment.Expires.UTC().Format(time.RFC3339))
 	return nil
+}
+
+// cloudClient speaks to the enrolment service, which a root in bootstrap.json
+// authenticates.
+func (n *node) cloudClient() (*http.Client, error) {
+	roots, err := n.boot.RootPool()
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, DisableKeepAlives: true},
+		Timeout:   time.Minute,
+		// The token goes to the address in bootstrap.json and to no other.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
 }
 
 // enrollAt enrols at one instance of the cloud.

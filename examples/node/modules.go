@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -16,26 +15,17 @@ import (
 
 	"github.com/trusttree/trusttree/moduleid"
 	"github.com/trusttree/trusttree/moduleid/atecc"
-	"github.com/trusttree/trusttree/moduleid/revocation"
 	"github.com/trusttree/trusttree/moduleid/spdm"
 )
 
 // openModules sets up the connectors. Nothing is asked yet: AdmitAll does that,
 // and measures the inventory into PCR 13.
 func (n *node) openModules() error {
-	owner, err := x509.ParsePKIXPublicKey(n.boot.OwnerKey)
-	if err != nil {
-		return fmt.Errorf("bootstrap.json: owner_key: %w", err)
-	}
-	revoked, err := revocation.New(revocation.Config{Keys: []crypto.PublicKey{owner}})
-	if err != nil {
-		return err
-	}
-	if err := revoked.Update(n.boot.ModuleRevocations); err != nil {
+	if err := n.openModuleList(); err != nil {
 		return err
 	}
 	v := &moduleid.Verifier{
-		Schemes: []moduleid.Scheme{atecc.Scheme(), spdm.Scheme{}}, Revocations: revoked,
+		Schemes: []moduleid.Scheme{atecc.Scheme(), spdm.Scheme{}}, Revocations: n.revoked,
 		Roots: x509.NewCertPool(), Classes: map[string]moduleid.Class{}, Connectors: map[string]moduleid.Connector{},
 	}
 	var bays []moduleid.BayConfig
@@ -50,7 +40,7 @@ func (n *node) openModules() error {
 			v.Roots.AddCert(c)
 		}
 		v.Classes[m.Class] = moduleid.Class{Members: members}
-		v.Connectors[m.Bay] = moduleid.Connector{Classes: []string{m.Class}, Required: true}
+		v.Connectors[m.Bay] = moduleid.Connector{Classes: []string{m.Class}, Required: !m.Optional}
 		open, err := opener(m)
 		if err != nil {
 			return err
@@ -89,6 +79,7 @@ func (n *node) watchModules(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-n.recheckModules: // by a new list
 		}
 		_, err := n.modules.AdmitAll(ctx)
 		if ctx.Err() != nil {
@@ -107,9 +98,13 @@ func (n *node) watchModules(ctx context.Context) {
 
 // showModules records what is in the connectors.
 func (n *node) showModules(inventory moduleid.Snapshot, err error) {
-	var wrong []string
+	var wrong, empty []string
 	for _, e := range inventory {
-		if !e.Admitted() && !e.Refused() {
+		switch {
+		case e.Admitted() || e.Refused():
+		case n.cfg.optional(e.Connector):
+			empty = append(empty, e.Connector)
+		default:
 			wrong = append(wrong, e.Connector+": empty")
 		}
 	}
@@ -122,7 +117,11 @@ func (n *node) showModules(inventory moduleid.Snapshot, err error) {
 		_ = n.lost("modules", err)
 		return
 	}
-	n.prove("modules", "every connector holds its admitted module, measured into PCR 13")
+	detail := "every connector holds its admitted module"
+	if len(empty) > 0 {
+		detail = "admitted; empty, as they may be: " + strings.Join(empty, ", ")
+	}
+	n.prove("modules", fmt.Sprintf("%s; measured into PCR 13, by revocation list %d of %s", detail, n.revoked.Sequence(), n.revoked.Issued().UTC().Format(time.DateOnly)))
 }
 
 // tellChanges tells the cloud when a module came or went, so that it asks for

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/trusttree/trusttree/examples/wire"
 	"github.com/trusttree/trusttree/fscrypt"
 	"github.com/trusttree/trusttree/moduleid"
+	"github.com/trusttree/trusttree/moduleid/revocation"
 	"github.com/trusttree/trusttree/tlsconn"
 )
 
@@ -42,10 +44,16 @@ type node struct {
 	lock      *os.File      // one daemon uses the state directory
 	changed   chan struct{} // a module came or went
 
+	judged         chan struct{} // the cloud has judged this node's evidence
+	recheckModules chan struct{} // a new list of revoked modules is in force
+	revoked        *revocation.Revocations
+
 	enrolAgain chan struct{} // the cloud says that this node must enrol
-	revoked    chan struct{} // the cloud says that this node is revoked
+	shutOut    chan struct{} // the cloud says that this node is revoked
 	reboot     chan struct{} // closed when a release waits for the reboot that the configuration allows
 	keep       *fscrypt.Keep // what the TPM unsealed in this boot, for a restart; nil: a restart needs a reboot
+
+	connected atomic.Bool // a tunnel is up
 
 	mu    sync.Mutex
 	links []link
@@ -56,7 +64,8 @@ func newNode(ctx context.Context, cfg *config, boot *wire.Bootstrap, log *slog.L
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, err
 	}
-	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1), enrolAgain: make(chan struct{}, 1), revoked: make(chan struct{}, 1), reboot: make(chan struct{}), up: make(chan struct{})}
+	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1), enrolAgain: make(chan struct{}, 1), shutOut: make(chan struct{}, 1),
+		judged: make(chan struct{}, 1), recheckModules: make(chan struct{}, 1), reboot: make(chan struct{}), up: make(chan struct{})}
 	var err error
 	if n.lock, err = lockState(cfg.State); err != nil {
 		return nil, err
@@ -134,21 +143,21 @@ func (n *node) serve(ctx context.Context) error {
 		cancel()
 		wg.Wait()
 	}()
-	here := []func(context.Context){n.watchModules, n.takeReadings, n.watchdog}
+	here := []func(context.Context){n.watchModules, n.takeReadings, func(ctx context.Context) { wire.Watchdog(ctx, n.alive) }}
 	for _, s := range n.cfg.Streams {
 		here = append(here, n.spools[s.Name].run, func(ctx context.Context) { n.generate(ctx, s) })
 	}
 	for _, part := range here {
 		wg.Go(func() { part(ctx) })
 	}
-	notify("READY=1")
+	wire.Notify("READY=1")
 	if !n.retry(ctx, "identity", n.enroll) {
 		return nil
 	}
 	if err := n.startTunnel(ctx); err != nil {
 		return n.lost("tunnel", err)
 	}
-	parts := []func(context.Context){n.renew, n.keepData, n.followUpdates, n.tellChanges}
+	parts := []func(context.Context){n.renew, n.keepData, n.followUpdates, n.tellChanges, n.followModuleList}
 	for _, s := range n.cfg.Streams {
 		parts = append(parts, func(ctx context.Context) { n.ship(ctx, s) })
 	}
@@ -209,7 +218,7 @@ func (n *node) close() error {
 			errs = append(errs, v.Lock(ctx))
 		}
 	}
-	notify("STOPPING=1")
+	wire.Notify("STOPPING=1")
 	return errors.Join(append(errs, n.tpm.Close(), n.lock.Close())...)
 }
 

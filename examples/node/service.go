@@ -6,10 +6,8 @@ import (
 	"errors"
 	"net"
 	"os"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
-	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
 	"github.com/trusttree/trusttree/fscrypt"
@@ -63,26 +61,8 @@ func storeFD(f *os.File) error {
 	return errors.Join(err, conn.Close())
 }
 
-// notify tells the service manager; without one it does nothing.
-func notify(state string) { _, _ = daemon.SdNotify(false, state) }
-
-// watchdog tells the service manager that the TPM still answers; a daemon that
-// hangs is restarted.
-func (n *node) watchdog(ctx context.Context) {
-	every, err := daemon.SdWatchdogEnabled(false)
-	if err != nil || every == 0 {
-		return
-	}
-	tick := time.NewTicker(every / 3)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if _, err := (modulePCRs{n.tpm}).ReadPCR(ctx, 0, crypto.SHA256); err == nil {
-				notify("WATCHDOG=1")
-			}
-		}
-	}
+// alive says whether the TPM still answers.
+func (n *node) alive(ctx context.Context) bool {
+	_, err := modulePCRs{n.tpm}.ReadPCR(ctx, 0, crypto.SHA256)
+	return err == nil
 }

@@ -102,6 +102,10 @@ func (n *node) giveEvidence(ctx context.Context, stream io.ReadWriter, bind func
 	if msg, err = wire.ReadFrame(stream, attest.MaxMessage); err != nil {
 		return fmt.Errorf("read verdict: %w", err)
 	}
+	select {
+	case n.judged <- struct{}{}:
+	default:
+	}
 	var verdict wire.Verdict
 	if err := wire.Decode(msg, attest.MaxMessage, &verdict); err != nil {
 		return err
@@ -134,15 +138,17 @@ func (n *node) nextTunnel() <-chan struct{} {
 func (n *node) tunnelEvent(e tlsconn.TunnelEvent) {
 	switch e.Type {
 	case "up":
+		n.connected.Store(true)
 		n.mu.Lock()
 		close(n.up)
 		n.up = make(chan struct{})
 		n.mu.Unlock()
 		n.prove("tunnel", "mutual TLS 1.3 to "+e.Peer.String()+" with the TPM's key")
 	case "refused", "cut", "down":
+		n.connected.Store(false)
 		if e.Code == tlsconn.CodeRevoked {
 			select {
-			case n.revoked <- struct{}{}:
+			case n.shutOut <- struct{}{}:
 			default:
 			}
 		}

@@ -125,7 +125,7 @@ func (n *node) keepData(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-n.revoked:
+		case <-n.shutOut:
 			// The cloud said so inside the tunnel that it authenticated. What is
 			// kept for a restart goes, too.
 			if err := n.data.Lock(ctx); err != nil {
@@ -138,7 +138,7 @@ func (n *node) keepData(ctx context.Context) {
 
 func (n *node) openData(ctx context.Context) error {
 	select {
-	case <-n.revoked: // of before
+	case <-n.shutOut: // of before
 	default:
 	}
 	policies, err := n.bootPolicies()

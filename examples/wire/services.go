@@ -7,8 +7,17 @@ const (
 	ServiceIngest = "ingest" // HTTP: POST /v1/ingest
 	ServiceTUF    = "tuf"    // HTTP: GET of the TUF repository's files
 	ServiceKeys   = "keys"   // HTTP: POST /v1/share, the data volume's share
-	ServiceReport = "report" // HTTP: POST /v1/report/begin gives a nonce, POST /v1/report takes a SoftwareReport
+	ServiceReport = "report" // HTTP: POST /v1/report/begin gives a nonce, POST /v1/report takes a SoftwareReport; GET PathModuleList
 )
+
+// PathModuleList is where a node gets the newest list of revoked modules: at
+// ServiceReport, and at the enrolment service while it has no tunnel, because a
+// node whose list is out of date may lack the modules that a tunnel demands. The
+// list proves itself by the owner's signature. Its entity tag is its sequence.
+const PathModuleList = "/v1/module-revocations"
+
+// MaxModuleList bounds a signed list of revoked modules, in bytes.
+const MaxModuleList = 1 << 20
 
 // Media types of what a node adds to its evidence.
 const (

@@ -161,7 +161,7 @@ func (n *Node) configure(edit func(map[string]any)) error {
 		"policies": n.Path("policies"), "flows": n.Path("flows.json"), "hardware": "streetlight-1", "channel": "stable",
 		"image": "1.0.0", "slots": []string{n.Path("slot-a"), n.Path("slot-b")}, "update_every_seconds": 1, "module_check_seconds": 2,
 		"sensors": n.Path("sensors.sock"),
-		"modules": []map[string]string{
+		"modules": []map[string]any{
 			{"bay": "bay-1", "class": "camera", "ca": n.Path("camera.pem"), "chip": "atecc", "address": "tcp:" + n.cameraAt},
 			{"bay": "bay-2", "class": "air", "ca": n.Path("air.pem"), "chip": "spdm", "address": "tcp:" + n.airAt},
 		},
@@ -248,6 +248,12 @@ func (n *Node) PlugCamera(ctx context.Context, ca *moduleidtest.CA) error {
 func (n *Node) PullCamera() {
 	n.camera.close()
 	n.camera = nil
+}
+
+// PullAir leaves the second connector empty.
+func (n *Node) PullAir() {
+	n.air.close()
+	n.air = nil
 }
 
 func (n *Node) plugAir(ctx context.Context) error {

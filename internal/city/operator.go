@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/trusttree/trusttree/examples/wire"
+	"github.com/trusttree/trusttree/moduleid/revocation"
 	"github.com/trusttree/trusttree/tenantstore"
 )
 
@@ -119,6 +120,21 @@ func (o *Operator) Assign(ctx context.Context, devices ...string) error {
 		return err
 	}
 	_, err = o.Call(ctx, 0, http.MethodPut, "/v1/admin/assignments", signed)
+	return err
+}
+
+// ReviseModules puts a list of revoked modules into force, under the owner's
+// signature; ids are module IDs, of modules or of their CAs.
+func (o *Operator) ReviseModules(ctx context.Context, sequence uint64, ids ...string) error {
+	owner, err := LoadKey(filepath.Join(o.c.Clouds[0].State, "owner.key"))
+	if err != nil {
+		return err
+	}
+	signed, err := revocation.Sign(revocation.List{Version: 1, Sequence: sequence, Issued: time.Now().UTC(), IDs: ids}, owner)
+	if err != nil {
+		return err
+	}
+	_, err = o.Call(ctx, 0, http.MethodPut, "/v1/admin/module-revocations", signed)
 	return err
 }
 
