@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/trusttree/trusttree/attest/internal/strict"
@@ -23,6 +24,9 @@ import (
 // ErrFirmware, ErrUnmeasured, ErrNotAffirming). Other errors are the stores'
 // and ctx's: nothing was decided, try again with a new challenge.
 func (v *Verifier) Appraise(ctx context.Context, s Session, e *Evidence) (*Result, error) {
+	if err := v.made(); err != nil {
+		return nil, err
+	}
 	r, err := v.appraise(ctx, s, e)
 	if err != nil {
 		v.refused(ctx, s, err)
@@ -55,7 +59,7 @@ func (v *Verifier) appraise(ctx context.Context, s Session, e *Evidence) (*Resul
 	if err != nil {
 		return nil, fmt.Errorf("attest: device %s: stored attestation key: %w", d.ID, err)
 	}
-	values, err := ak.VerifyQuote(e.Quote, e.Signature, e.PCRValues, o.PCRs, s.qualifyingData(o.Nonce, s.Binding[:], bodiesDigest(e.Bodies)))
+	values, err := ak.VerifyQuote(e.Quote, e.Signature, bytes.Clone(e.PCRValues), o.PCRs, s.qualifyingData(o.Nonce, s.Binding[:], bodiesDigest(e.Bodies)))
 	if err != nil {
 		return nil, broken(err)
 	}
@@ -123,6 +127,8 @@ func (v *Verifier) take(ctx context.Context, s Session, id string, now time.Time
 		return nil, broken(reason.Because(reason.OtherSession, fmt.Errorf("%w: it was minted for a session with another key", ErrChallenge)))
 	case !now.Before(o.Expires):
 		return nil, broken(reason.Because(reason.Expired, ErrExpired))
+	case !slices.EqualFunc(o.PCRs, v.c.PCRs, func(a, b quote.Selection) bool { return a.Bank == b.Bank && slices.Equal(a.PCRs, b.PCRs) }):
+		return nil, broken(reason.Because(reason.OtherPolicy, fmt.Errorf("%w: it demands other PCRs than this policy: an instance that was configured otherwise minted it", ErrChallenge)))
 	}
 	return o, nil
 }
@@ -152,14 +158,21 @@ func refusal(err error) error {
 	return err
 }
 
-// refused logs a refusal, and notes a violated policy in the registry. Broken
-// evidence is not noted: anybody can send it.
+// noting is how long a refusal may take to be noted after the peer hung up.
+const noting = time.Second
+
+// refused logs a refusal, and notes a violated policy in the registry, also for
+// a peer that hung up. Broken evidence is not noted: anybody can send it.
 func (v *Verifier) refused(ctx context.Context, s Session, err error) {
 	v.c.Log.WarnContext(ctx, "evidence refused", "event", "attest.evidence-refused", "device", s.Device.String(), "purpose", s.Purpose, "error", err.Error())
 	var a *AppraisalError
 	if !errors.As(err, &a) || a.Broken || errors.Is(err, ErrRevoked) {
 		return
 	}
+	peer := ctx
+	ctx, cancel := context.WithCancel(context.WithoutCancel(peer))
+	defer cancel()
+	defer context.AfterFunc(peer, func() { time.AfterFunc(noting, cancel) })()
 	if err := update(ctx, v.c.Devices, s.Device, func(d *registry.Device) error {
 		if d.State == registry.Revoked || d.State == registry.Released {
 			return ErrRevoked

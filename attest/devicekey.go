@@ -209,6 +209,9 @@ func (k *DeviceKey) CSR() ([]byte, error) {
 }
 
 func (k *DeviceKey) spki() (d [32]byte, err error) {
+	if k == nil || k.key == nil {
+		return d, fmt.Errorf("%w: no TLS key was given: take Node.DeviceKey", ErrNoKey)
+	}
 	der, err := x509.MarshalPKIXPublicKey(k.key)
 	if err != nil {
 		return d, fmt.Errorf("attest: TLS key: %w", err)
@@ -244,6 +247,9 @@ func (n *Node) StoreCertificate(ctx context.Context, e *Enrollment, roots *x509.
 		c, err := parseCertificate(der)
 		if err != nil {
 			return reason.Because(reason.NoCertificate, fmt.Errorf("%w: certificate %d: %w", ErrMalformed, i, err))
+		}
+		if err := checkKeySize(c.PublicKey); err != nil {
+			return reason.Because(reason.TooLarge, fmt.Errorf("%w: certificate %d: %w", ErrMalformed, i, err))
 		}
 		certs[i] = c
 		inter.AddCert(c)

@@ -77,6 +77,9 @@ func (e Endorsers) verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 	if len(e.Anchors) == 0 {
 		return nil, reason.Because(reason.NoAnchors, errors.New("no anchors are configured: give the TPM maker's certificates"))
 	}
+	if slices.Contains(e.Anchors, nil) || slices.Contains(e.Intermediates, nil) {
+		return nil, reason.Because(reason.NoAnchors, errors.New("an anchor or intermediate that is configured is nil"))
+	}
 	if len(chain) == 0 || len(chain) > maxCertificates {
 		return nil, reason.Because(reason.CertificateCount, fmt.Errorf("%d certificates, want 1 to %d", len(chain), maxCertificates))
 	}
@@ -95,6 +98,9 @@ func (e Endorsers) verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 		c, err := parseCertificate(der)
 		if err != nil {
 			return nil, reason.Because(reason.NoCertificate, fmt.Errorf("issuer certificate: %w", err))
+		}
+		if err := checkKeySize(c.PublicKey); err != nil {
+			return nil, reason.Because(reason.TooLarge, fmt.Errorf("issuer certificate: %w", err))
 		}
 		inter.AddCert(c)
 	}
@@ -131,6 +137,18 @@ func (e Endorsers) verify(chain [][]byte, now time.Time) (*Endorsement, error) {
 		return nil, reason.Because(reason.NotAllowed, fmt.Errorf("device %s is not on the list of allowed ones", en.device))
 	}
 	return en, nil
+}
+
+// maxRSABits is the largest RSA key with which a signature is checked, as in
+// crypto/tls: the time it takes grows with the square, and no maker has larger
+// ones.
+const maxRSABits = 8192
+
+func checkKeySize(key crypto.PublicKey) error {
+	if k, ok := key.(*rsa.PublicKey); ok && k.N.BitLen() > maxRSABits {
+		return fmt.Errorf("RSA key of %d bits, limit %d", k.N.BitLen(), maxRSABits)
+	}
+	return nil
 }
 
 func parseCertificate(der []byte) (*x509.Certificate, error) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 
@@ -21,7 +22,7 @@ import (
 // quote, so that what they extend into PCRs is in it.
 type Collector func(ctx context.Context, nonce []byte) (mediaType string, body []byte, err error)
 
-// FileCollector returns a Collector of one file, of at most limit bytes, such
+// FileCollector returns a Collector of one file, of 0 to limit bytes, such
 // as /sys/kernel/security/tpm0/binary_bios_measurements.
 func FileCollector(mediaType, name string, limit int64) Collector {
 	return func(context.Context, []byte) (string, []byte, error) {
@@ -35,7 +36,7 @@ func FileCollector(mediaType, name string, limit int64) Collector {
 			return "", nil, err
 		}
 		defer f.Close()
-		b, err := io.ReadAll(io.LimitReader(f, limit+1)) // kernel logs have no size of their own
+		b, err := io.ReadAll(io.LimitReader(f, min(limit, math.MaxInt64-1)+1)) // kernel logs have no size of their own
 		if err == nil && int64(len(b)) > limit {
 			err = fmt.Errorf("%s is larger than %d bytes", name, limit)
 		}

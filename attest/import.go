@@ -18,6 +18,9 @@ import (
 // only that TPM can answer. token, which may be nil, is what Admit sees. Errors
 // are those of Begin.
 func (r *Registrar) BeginImport(ctx context.Context, ekCertificates [][]byte, token []byte) (*ekimport.Challenge, error) {
+	if err := r.made(); err != nil {
+		return nil, err
+	}
 	c, err := r.beginImport(ctx, ekCertificates, token)
 	if err != nil {
 		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "attest.enroll-refused", "step", "begin-import", "error", err.Error())
@@ -74,6 +77,9 @@ func (r *Registrar) beginImport(ctx context.Context, ekCertificates [][]byte, to
 // whatever the outcome. Errors are those of Complete; an HMAC that is not of
 // the imported key is ErrActivation.
 func (r *Registrar) CompleteImport(ctx context.Context, rsp *ekimport.Response) (*Enrollment, error) {
+	if err := r.made(); err != nil {
+		return nil, err
+	}
 	e, err := r.completeImport(ctx, rsp)
 	if err != nil {
 		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "attest.enroll-refused", "step", "complete-import", "error", err.Error())

@@ -14,6 +14,9 @@ import (
 // from now on. reason is for people. Revoking a device that was never enrolled
 // is registry.ErrNotFound.
 func (r *Registrar) Revoke(ctx context.Context, id registry.DeviceID, reason string) error {
+	if err := r.made(); err != nil {
+		return err
+	}
 	err := update(ctx, r.c.Devices, id, func(d *registry.Device) error {
 		d.State, d.Reason = registry.Revoked, reason
 		return nil
@@ -28,6 +31,9 @@ func (r *Registrar) Revoke(ctx context.Context, id registry.DeviceID, reason str
 // after a repair or when its TPM was cleared. A device that is not revoked is
 // ErrBound.
 func (r *Registrar) Release(ctx context.Context, id registry.DeviceID) error {
+	if err := r.made(); err != nil {
+		return err
+	}
 	err := update(ctx, r.c.Devices, id, func(d *registry.Device) error {
 		if d.State != registry.Revoked {
 			return reason.Because(reason.NotRevoked, fmt.Errorf("%w: device %s is %s: revoke it first", ErrBound, id, d.State))
@@ -46,6 +52,9 @@ func (r *Registrar) Release(ctx context.Context, id registry.DeviceID) error {
 // ErrExpired when the result is, ErrMalformed, ErrKeyMismatch, ErrRevoked and
 // those of stores and issuer.
 func (r *Registrar) Renew(ctx context.Context, result *Result, csr []byte) (*Enrollment, error) {
+	if err := r.made(); err != nil {
+		return nil, err
+	}
 	now := r.c.Now()
 	if result == nil || !now.Before(result.expires) || result.device == (registry.DeviceID{}) {
 		return nil, reason.Because(reason.Expired, fmt.Errorf("%w: no fresh attestation result", ErrExpired))
@@ -70,7 +79,7 @@ func (r *Registrar) Renew(ctx context.Context, result *Result, csr []byte) (*Enr
 	}); err != nil {
 		return nil, err
 	}
-	return r.issue(ctx, result.device, req.PublicKey, now, to)
+	return r.issue(ctx, Session{Device: result.device, LeafSPKI: result.leafSPKI}, req.PublicKey, now, to)
 }
 
 // update changes a device with compare-and-swap, trying again when somebody

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -98,6 +99,10 @@ func Open(ctx context.Context, t transport.TPM, c NodeConfig) (*Node, error) {
 		return nil, err
 	}
 	switch {
+	case t == nil:
+		return nil, errors.New("attest: no TPM was given")
+	case slices.ContainsFunc(c.Collectors, func(f Collector) bool { return f == nil }):
+		return nil, errors.New("attest: a collector in NodeConfig.Collectors is nil")
 	case len(c.Keys) > maxKeys:
 		return nil, fmt.Errorf("attest: %d keys in NodeConfig.Keys, limit %d", len(c.Keys), maxKeys)
 	case c.AttestationKey != "" && c.AttestationKey != lak:

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/trusttree/trusttree/attest/quote"
@@ -63,7 +64,8 @@ type Applicant struct {
 
 // Registrar enrols nodes: it binds a device's identity to the TPM that holds
 // its endorsement key, and has the owner's certificate issued. It keeps no
-// state but the stores', and is safe for concurrent use.
+// state but the stores', and is safe for concurrent use. The zero value refuses
+// everybody.
 type Registrar struct{ c RegistrarConfig }
 
 // NewRegistrar checks the configuration and returns a Registrar.
@@ -72,6 +74,8 @@ func NewRegistrar(c RegistrarConfig) (*Registrar, error) {
 	switch {
 	case len(c.Endorsers.Anchors) == 0:
 		err = errors.New("no Endorsers.Anchors: no TPM could enrol")
+	case slices.Contains(c.Endorsers.Anchors, nil) || slices.Contains(c.Endorsers.Intermediates, nil):
+		err = errors.New("a certificate in Endorsers is nil")
 	case c.Admit == nil:
 		err = errors.New("no Admit: nobody decides who may enrol")
 	case c.Devices == nil || c.Challenges == nil:
@@ -98,6 +102,13 @@ func NewRegistrar(c RegistrarConfig) (*Registrar, error) {
 	return &Registrar{c}, nil
 }
 
+func (r *Registrar) made() error {
+	if r == nil || r.c.Devices == nil {
+		return errors.New("attest: a Registrar that NewRegistrar did not make")
+	}
+	return nil
+}
+
 func ttl(d *time.Duration, def, most time.Duration, name string) error {
 	if *d == 0 {
 		*d = def
@@ -113,6 +124,9 @@ func ttl(d *time.Duration, def, most time.Duration, name string) error {
 // ErrMalformed, ErrUntrustedEK, ErrNotAdmitted, ErrRevoked, ErrBound,
 // quote.ErrKey and those of the stores.
 func (r *Registrar) Begin(ctx context.Context, req *EnrollmentRequest) (*ActivationChallenge, error) {
+	if err := r.made(); err != nil {
+		return nil, err
+	}
 	c, err := r.begin(ctx, req)
 	if err != nil {
 		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "attest.enroll-refused", "step", "begin", "error", err.Error())
@@ -188,6 +202,9 @@ func (r *Registrar) entry(ctx context.Context, en *Endorsement, akPublic []byte)
 // ErrNotAdmitted, ErrRevoked, ErrBound, those of package quote, and those of
 // stores and issuer.
 func (r *Registrar) Complete(ctx context.Context, rsp *ActivationResponse) (*Enrollment, error) {
+	if err := r.made(); err != nil {
+		return nil, err
+	}
 	e, err := r.complete(ctx, rsp)
 	if err != nil {
 		r.c.Log.WarnContext(ctx, "enrolment refused", "event", "attest.enroll-refused", "step", "complete", "error", err.Error())
@@ -242,7 +259,7 @@ func (r *Registrar) admit(ctx context.Context, p *pending, ak *quote.Key, keyPub
 	if err := r.bind(ctx, en, p.AKPublic, spki, now, to); err != nil {
 		return nil, err
 	}
-	return r.issue(ctx, en.device, key, now, to)
+	return r.issue(ctx, Session{Device: en.device, LeafSPKI: spki}, key, now, to)
 }
 
 // enrollBinding is the qualifying data of certifications at enrolment.
@@ -275,7 +292,10 @@ func (r *Registrar) bind(ctx context.Context, en *Endorsement, akPublic []byte, 
 	return fmt.Errorf("attest: device %s: %w", en.device, registry.ErrConflict)
 }
 
-func (r *Registrar) issue(ctx context.Context, id registry.DeviceID, key crypto.PublicKey, now, to time.Time) (*Enrollment, error) {
+// issue has a certificate signed for the key of s. An issuer may take its time:
+// who was revoked meanwhile gets none.
+func (r *Registrar) issue(ctx context.Context, s Session, key crypto.PublicKey, now, to time.Time) (*Enrollment, error) {
+	id := s.Device
 	template, err := leafTemplate(r.c.TrustDomain, id, now.Add(-backdate), to)
 	if err != nil {
 		return nil, fmt.Errorf("attest: certificate of %s: %w", id, err)
@@ -287,6 +307,13 @@ func (r *Registrar) issue(ctx context.Context, id registry.DeviceID, key crypto.
 	}
 	if err != nil {
 		return nil, fmt.Errorf("attest: certificate of %s: %w", id, err)
+	}
+	d, err := r.c.Devices.Get(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("attest: device %s: %w", id, err)
+	}
+	if err := admissible(d, s); err != nil {
+		return nil, err
 	}
 	e := &Enrollment{Version: messageVersion, Device: id, Expires: chain[0].NotAfter}
 	for _, c := range chain {
@@ -304,6 +331,9 @@ func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
 		return nil, reason.Because(reason.Malformed, fmt.Errorf("%w: certificate request: %w", ErrMalformed, err))
+	}
+	if err := checkKeySize(csr.PublicKey); err != nil {
+		return nil, reason.Because(reason.TooLarge, fmt.Errorf("%w: certificate request: %w", ErrMalformed, err))
 	}
 	if err := csr.CheckSignature(); err != nil {
 		return nil, reason.Because(reason.CSRSignature, fmt.Errorf("%w: certificate request: %w", ErrKeyMismatch, err))

@@ -26,7 +26,9 @@ const (
 // VerifierConfig configures a Verifier. Every field without a default is
 // required.
 type VerifierConfig struct {
-	Devices    registry.DeviceStore
+	Devices registry.DeviceStore
+	// Challenges keeps open challenges. Where strangers may begin to enrol, give
+	// the Registrar a store of its own, so that they can't fill this one.
 	Challenges registry.ChallengeStore
 	// PCRs are demanded in every quote. They decide the bank: a node has no
 	// say. The first bank is the one that appraisers see as Input.Bank.
@@ -86,7 +88,7 @@ type Input struct {
 }
 
 // Verifier mints challenges and appraises evidence. It keeps no state but the
-// stores', and is safe for concurrent use.
+// stores', and is safe for concurrent use. The zero value refuses everything.
 type Verifier struct{ c VerifierConfig }
 
 // NewVerifier checks the configuration and returns a Verifier.
@@ -123,7 +125,24 @@ func NewVerifier(c VerifierConfig) (*Verifier, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	c.PCRs, c.Extended, c.Appraisers = cloneSelections(c.PCRs), slices.Clone(c.Extended), slices.Clone(c.Appraisers)
 	return &Verifier{c}, nil
+}
+
+// cloneSelections keeps a policy out of the hands of who has a copy of it.
+func cloneSelections(list []quote.Selection) []quote.Selection {
+	out := make([]quote.Selection, len(list))
+	for i, s := range list {
+		out[i] = quote.Selection{Bank: s.Bank, PCRs: slices.Clone(s.PCRs)}
+	}
+	return out
+}
+
+func (v *Verifier) made() error {
+	if v == nil || v.c.Devices == nil {
+		return errors.New("attest: a Verifier that NewVerifier did not make")
+	}
+	return nil
 }
 
 // open is what the ChallengeStore keeps of a Challenge.
@@ -143,7 +162,7 @@ type open struct {
 // ErrRevoked, ErrKeyMismatch when the session's key is not the one enrolled,
 // and those of the stores.
 func (v *Verifier) Challenge(ctx context.Context, s Session) (*Challenge, error) {
-	if err := s.check(); err != nil {
+	if err := errors.Join(v.made(), s.check()); err != nil {
 		return nil, err
 	}
 	if _, err := v.device(ctx, s); err != nil {
@@ -152,7 +171,7 @@ func (v *Verifier) Challenge(ctx context.Context, s Session) (*Challenge, error)
 	now := v.c.Now()
 	c := &Challenge{
 		Version: messageVersion, ID: newID(), Device: s.Device, Purpose: s.Purpose, Nonce: newNonce(),
-		PCRs: v.c.PCRs, Expires: now.Add(v.c.ChallengeTTL),
+		PCRs: cloneSelections(v.c.PCRs), Expires: now.Add(v.c.ChallengeTTL),
 	}
 	value, err := json.Marshal(open{messageVersion, c.Purpose, c.Device, s.LeafSPKI[:], c.Nonce, c.PCRs, now, c.Expires})
 	if err != nil {

@@ -90,6 +90,9 @@ func (c *CA) Issue(ctx context.Context, r attest.IssueRequest) ([]*x509.Certific
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if c.cert == nil || r.Template == nil || r.Key == nil {
+		return nil, errors.New("ca: no CA, or a request without template or key")
+	}
 	if r.Template.NotAfter.After(c.cert.NotAfter) {
 		return nil, fmt.Errorf("ca: certificate would outlive the CA's, which ends %v", c.cert.NotAfter)
 	}

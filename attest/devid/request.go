@@ -190,7 +190,7 @@ func Parse(b []byte) (*Request, error) {
 }
 
 // Verified is a request whose signatures and endorsement hold. Only
-// Request.Verify makes one.
+// Request.Verify makes one; the zero value is of nobody.
 type Verified struct {
 	request     *Request
 	endorsement *attest.Endorsement
@@ -204,14 +204,22 @@ func (v *Verified) Endorsement() *attest.Endorsement { return v.endorsement }
 func (v *Verified) Key() crypto.PublicKey { return v.key }
 
 // Model returns the product's model, as the requester says.
-func (v *Verified) Model() string { return v.request.Model }
+func (v *Verified) Model() string { return v.parsed().Model }
 
 // Serial returns the product's serial number, as the requester says.
-func (v *Verified) Serial() string { return v.request.Serial }
+func (v *Verified) Serial() string { return v.parsed().Serial }
 
 // AttestPublic returns the TPMT_PUBLIC of the attestation key, for the
 // credential that proves its TPM.
-func (v *Verified) AttestPublic() []byte { return bytes.Clone(v.request.AttestPublic) }
+func (v *Verified) AttestPublic() []byte { return bytes.Clone(v.parsed().AttestPublic) }
+
+// parsed is the request, an empty one in the zero value.
+func (v *Verified) parsed() *Request {
+	if v.request == nil {
+		return &Request{}
+	}
+	return v.request
+}
 
 // Verify checks a request: the endorsement key's certificate, the attestation
 // key's attributes, that it certified the key to be certified as a signing key

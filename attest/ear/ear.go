@@ -175,7 +175,8 @@ func algorithmOf(key crypto.PublicKey) (cose.Algorithm, error) {
 	return 0, fmt.Errorf("ear: keys are P-256, P-384 or Ed25519, not %T", key)
 }
 
-// Claims is what a verifier said of a node, verified. Only Verify makes one.
+// Claims is what a verifier said of a node, verified. Only Verify makes one; the
+// zero value is of nobody and expired.
 type Claims struct{ c claims }
 
 // Verify verifies a token with the verifier's public key at the time now. The
@@ -227,13 +228,21 @@ func Verify(token []byte, key crypto.PublicKey, now time.Time) (*Claims, error) 
 }
 
 // Device returns the node.
-func (c *Claims) Device() registry.DeviceID { return registry.DeviceID(c.c.UEID[1:]) }
+func (c *Claims) Device() (id registry.DeviceID) {
+	if len(c.c.UEID) == 1+len(id) {
+		copy(id[:], c.c.UEID[1:])
+	}
+	return id
+}
 
 // Purpose returns what the evidence was given for.
 func (c *Claims) Purpose() string { return c.c.Submods[submodule].Policy }
 
 // LeafSPKI returns the hash of the TLS key whose holder may present the token.
-func (c *Claims) LeafSPKI() [32]byte { return [32]byte(c.c.Nonce) }
+func (c *Claims) LeafSPKI() (hash [32]byte) {
+	copy(hash[:], c.c.Nonce)
+	return hash
+}
 
 // IssuedAt returns when the evidence was appraised.
 func (c *Claims) IssuedAt() time.Time { return time.Unix(c.c.IssuedAt, 0) }

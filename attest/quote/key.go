@@ -49,10 +49,28 @@ func ParseKey(tpmtPublic []byte) (*Key, error) {
 
 // Name returns the key's TPM name: name algorithm and digest of its public
 // area (TPM 2.0 Library, part 1, section 16).
-func (k *Key) Name() []byte { return bytes.Clone(k.p.name) }
+func (k *Key) Name() []byte {
+	if k.made() != nil {
+		return nil
+	}
+	return bytes.Clone(k.p.name)
+}
 
 // Public returns the key as *rsa.PublicKey or *ecdsa.PublicKey.
-func (k *Key) Public() crypto.PublicKey { return k.p.key }
+func (k *Key) Public() crypto.PublicKey {
+	if k.made() != nil {
+		return nil
+	}
+	return k.p.key
+}
+
+// made refuses the zero value, which is no key.
+func (k *Key) made() error {
+	if k == nil || k.p == nil {
+		return reason.Because(reason.KeyType, fmt.Errorf("%w: there is none", ErrKey))
+	}
+	return nil
+}
 
 // Values is what a quote proved: the values of exactly the PCRs asked for, and
 // the TPM's clock and firmware at that moment. Only VerifyQuote makes one.
@@ -112,6 +130,9 @@ func (v Values) Plain() bool { return v.plain }
 // ErrSelection and ErrPCRMismatch. The result refers to sel and values: leave
 // them unchanged.
 func (k *Key) VerifyQuote(tpmsAttest, tpmtSignature, values []byte, sel []Selection, qualifying []byte) (Values, error) {
+	if err := k.made(); err != nil {
+		return Values{}, err
+	}
 	if err := CheckSelection(sel); err != nil {
 		return Values{}, err
 	}
@@ -159,6 +180,9 @@ func (k *Key) InsecureVerifyCertifyAnyNonce(tpmsAttest, tpmtSignature, tpmtPubli
 }
 
 func (k *Key) verifyCertify(tpmsAttest, tpmtSignature, tpmtPublic []byte, nonce func(extra []byte) error) (crypto.PublicKey, error) {
+	if err := k.made(); err != nil {
+		return nil, err
+	}
 	if err := k.verify(tpmsAttest, tpmtSignature); err != nil {
 		return nil, err
 	}

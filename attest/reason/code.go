@@ -77,6 +77,7 @@ const (
 	OtherDevice        Code = "other-device"         // ErrChallenge: it was minted for another one
 	OtherPurpose       Code = "other-purpose"        // ErrChallenge
 	OtherSession       Code = "other-session"        // ErrChallenge: a session with another TLS key
+	OtherPolicy        Code = "other-policy"         // ErrChallenge: it demands other PCRs than the policy in force
 	StoredChallenge    Code = "stored-challenge"     // ErrChallenge: the store gives back what can't be read
 	Expired            Code = "expired"              // ErrExpired
 	WrongSecret        Code = "wrong-secret"         // ErrActivation: the secret or the HMAC is guessed

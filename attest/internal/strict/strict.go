@@ -10,11 +10,16 @@ import (
 	"io"
 )
 
-// maxDepth bounds the nesting of a message.
-const maxDepth = 8
+// Bounds of a message beside its size: what it takes in memory is a multiple of
+// what it has in elements.
+const (
+	maxDepth  = 8    // nesting
+	maxTokens = 4096 // fields, values, and brackets
+)
 
 // Decode decodes one JSON document: unknown and repeated fields, fields
-// in another case, deep nesting and trailing data are errors.
+// in another case, deep nesting, more than 4096 fields, values and brackets, and
+// trailing data are errors.
 func Decode(data []byte, v any) error {
 	if err := checkKeys(data); err != nil {
 		return err
@@ -34,7 +39,10 @@ func checkKeys(data []byte) error {
 		key  bool            // a key comes next
 	}
 	var stack []level
-	for {
+	for n := 0; ; n++ {
+		if n == maxTokens {
+			return fmt.Errorf("more than %d fields and values", maxTokens)
+		}
 		tok, err := dec.Token()
 		if err != nil {
 			if errors.Is(err, io.EOF) {
