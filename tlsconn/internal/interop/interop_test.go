@@ -57,14 +57,14 @@ func TestMain(m *testing.M) {
 
 // pki writes a CA and certificates as PEM files.
 type pki struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 	n    int64
 }
 
-func newPKI(t *testing.T) *pki {
+func newPKI(t testing.TB) *pki {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "interop CA"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
@@ -112,7 +112,7 @@ func (p *pki) crl(number int64, serials ...int64) {
 	p.write("crl.pem", "X509 CRL", der)
 }
 
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer ln.Close()
@@ -144,7 +144,7 @@ func (s *syncBuffer) String() string {
 }
 
 // start runs a program and waits until it listens on address.
-func start(t *testing.T, address, bin string, args ...string) *process {
+func start(t testing.TB, address, bin string, args ...string) *process {
 	t.Helper()
 	p := &process{exec.Command(bin, args...), &syncBuffer{}, make(chan struct{})}
 	p.Stdout, p.Stderr = p.out, p.out

@@ -5,8 +5,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,58 +37,20 @@ func TestBesidePeers(t *testing.T) {
 	}
 	p := newPKI(t)
 	sink := load(t)
-	bare := filepath.Join(t.TempDir(), "barerelay")
-	cmd := exec.Command("go", "build", "-o", bare, "./tlsconn/internal/interop/barerelay")
-	cmd.Dir = testenv.Repo()
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, string(out))
 	var relays []*relay
-	ups := map[string]func(gw, local string) (*process, *process){}
+	ups := map[string]func(testing.TB, string, string) (*process, *process){}
 	start1 := func(name string) *relay {
 		gw, local := freePort(t), freePort(t)
-		a, b := ups[name](gw, local)
+		a, b := ups[name](t, gw, local)
 		return &relay{name: name, local: local, pids: []int{a.Process.Pid, b.Process.Pid}, ends: []*process{a, b}, got: map[string][]float64{}}
 	}
-	add := func(name string, up func(gw, local string) (*process, *process)) {
-		ups[name] = up
-		relays = append(relays, start1(name))
+	for _, k := range kinds(t, p, sink) {
+		if k.optional {
+			continue
+		}
+		ups[k.name] = k.up
+		relays = append(relays, start1(k.name))
 	}
-	ours := func(more ...string) func(gw, local string) (*process, *process) {
-		return func(gw, local string) (*process, *process) {
-			quiet := append([]string{"-v=false"}, more...)
-			return p.tunnel("server", gw, sink, quiet...), p.tunnel("client", local, gw, quiet...)
-		}
-	}
-	add("ours plain", ours())
-	add("ours mux", ours("-mux"))
-	add("bare crypto/tls", func(gw, local string) (*process, *process) {
-		args := func(m, l, to, n string) []string {
-			return []string{m, l, to, p.path("ca.pem"), p.path(n + ".pem"), p.path(n + ".key")}
-		}
-		return start(t, gw, bare, args("server", gw, sink, "server")...), start(t, local, bare, args("client", local, gw, "client")...)
-	})
-	stunnel := testenv.Tool(t, "stunnel4", "stunnel4")
-	add("stunnel", func(gw, local string) (*process, *process) {
-		conf := func(name, listen, to, cert, more string) string {
-			require.NoError(t, os.WriteFile(p.path(name), []byte(fmt.Sprintf("foreground = yes\npid =\nsyslog = no\ndebug = 3\nsessionCacheSize = 1\n[s]\n%saccept = %s\nconnect = %s\ncert = %s\nkey = %s\nCAfile = %s\nverifyChain = yes\n", more, listen, to, p.path(cert+".pem"), p.path(cert+".key"), p.path("ca.pem"))), 0o600))
-			return p.path(name)
-		}
-		return start(t, gw, stunnel, conf("bs.conf", gw, sink, "server", "")), start(t, local, stunnel, conf("bc.conf", local, gw, "client", "client = yes\n"))
-	})
-	haproxy := testenv.Tool(t, "haproxy", "haproxy")
-	add("haproxy", func(gw, local string) (*process, *process) {
-		for _, n := range []string{"server", "client"} {
-			a, _ := os.ReadFile(p.path(n + ".pem"))
-			b, _ := os.ReadFile(p.path(n + ".key"))
-			require.NoError(t, os.WriteFile(p.path(n+".both"), append(a, b...), 0o600))
-		}
-		conf := func(name, bind, server string) string {
-			require.NoError(t, os.WriteFile(p.path(name), []byte("global\n maxconn 4000\n tune.ssl.cachesize 0\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1m\n timeout server 1m\nlisten l\n bind "+bind+"\n server s "+server+"\n"), 0o600))
-			return p.path(name)
-		}
-		return start(t, gw, haproxy, "-db", "-f", conf("hs.cfg", gw+" ssl crt "+p.path("server.both")+" ca-file "+p.path("ca.pem")+" verify required ssl-min-ver TLSv1.3 no-tls-tickets", sink)),
-			start(t, local, haproxy, "-db", "-f", conf("hc.cfg", local, gw+" ssl crt "+p.path("client.both")+" ca-file "+p.path("ca.pem")+" verify required ssl-min-ver TLSv1.3 no-ssl-reuse"))
-	})
 	began, done := time.Now(), 0
 	for round := range rounds {
 		if time.Since(began) > time.Duration(minutes)*time.Minute {
@@ -214,7 +174,7 @@ func bars(relays []*relay) {
 
 // probe returns the 99th percentile in ms of a small request/response on one
 // stream while four others carry bulk.
-func probe(t *testing.T, address string) float64 {
+func probe(t testing.TB, address string) float64 {
 	t.Helper()
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -248,7 +208,7 @@ func probe(t *testing.T, address string) float64 {
 }
 
 // roundTrips returns sorted times in µs.
-func roundTrips(t *testing.T, address string, n int) []float64 {
+func roundTrips(t testing.TB, address string, n int) []float64 {
 	c, err := net.Dial("tcp", address)
 	require.NoError(t, err)
 	defer c.Close()
@@ -267,7 +227,7 @@ func roundTrips(t *testing.T, address string, n int) []float64 {
 }
 
 // load is the destination: the first byte says what a connection is for.
-func load(t *testing.T) string {
+func load(t testing.TB) string {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = ln.Close() })
@@ -311,7 +271,7 @@ func load(t *testing.T) string {
 	return ln.Addr().String()
 }
 
-func measure(t *testing.T, address string, pids []int) map[string]float64 {
+func measure(t testing.TB, address string, pids []int) map[string]float64 {
 	t.Helper()
 	got := map[string]float64{}
 	for n, names := range map[int][2]string{1: {bulk1, cpu1}, 64: {bulk64, cpu64}} {
@@ -375,7 +335,7 @@ func measure(t *testing.T, address string, pids []int) map[string]float64 {
 
 // idle opens 1,000 connections that did one round trip and returns what both
 // ends hold, in MB.
-func idle(t *testing.T, address string, pids []int) float64 {
+func idle(t testing.TB, address string, pids []int) float64 {
 	var open []net.Conn
 	for range 1000 {
 		c, err := net.Dial("tcp", address)
