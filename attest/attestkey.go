@@ -6,11 +6,27 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/trusttree/trusttree/attest/internal/initial"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
 
-// lak is NodeConfig.AttestationKey's other value.
-const lak = "LAK"
+// NodeConfig.AttestationKey's other values.
+const (
+	lak    = "LAK"
+	iak256 = "IAK-P-256"
+	iak384 = "IAK-P-384"
+)
+
+// initialKey returns the curve of the maker's IAK, where it is to be used.
+func (c NodeConfig) initialKey() (curve tpm2.TPMECCCurve, ok bool) {
+	switch c.AttestationKey {
+	case iak256:
+		return tpm2.TPMECCNistP256, true
+	case iak384:
+		return tpm2.TPMECCNistP384, true
+	}
+	return 0, false
+}
 
 // withAK calls f with the attestation key loaded, which must be the same as
 // when the Node was opened.
@@ -19,7 +35,13 @@ func (n *Node) withAK(d *tpm.Device, f func(ak *tpm.Key) error) (err error) {
 	if n.c.AttestationKey == lak {
 		k, err = n.localAK(d)
 	} else {
-		k, err = tpm.CreatePrimary(d, tpm2.TPMRHEndorsement, nil, akTemplate(n.c.AKLabel))
+		template := akTemplate(n.c.AKLabel)
+		if curve, ok := n.c.initialKey(); ok {
+			if template, err = initial.IAK.Template(curve); err != nil {
+				return fmt.Errorf("attest: attestation key: %w", err)
+			}
+		}
+		k, err = tpm.CreatePrimary(d, tpm2.TPMRHEndorsement, nil, template)
 	}
 	if err != nil {
 		return fmt.Errorf("attest: attestation key: %w", err)
@@ -31,6 +53,20 @@ func (n *Node) withAK(d *tpm.Device, f func(ak *tpm.Key) error) (err error) {
 		}
 	}
 	return f(k)
+}
+
+// withAdmin calls f with the attestation key authorised for a command in the
+// ADMIN role: by the TCG's policy for an IAK, by the empty auth value else.
+func (n *Node) withAdmin(d *tpm.Device, ak *tpm.Key, command tpm2.TPMCC, f func(tpm2.AuthHandle) error) (err error) {
+	if _, ok := n.c.initialKey(); !ok {
+		return f(ak.Auth(nil))
+	}
+	sess, done, err := initial.IAK.Authorise(d, ak, command)
+	if err != nil {
+		return fmt.Errorf("attest: attestation key: %w", err)
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	return f(ak.Auth(sess))
 }
 
 // localAK returns the owner's attestation key (LAK; TCG TPM 2.0 Keys for Device

@@ -148,7 +148,10 @@ func (n *Node) Import(ctx context.Context, c *ekimport.Challenge, key *DeviceKey
 		}
 		defer func() { err = errors.Join(err, hmac.Flush()) }()
 		return n.withAK(d, func(ak *tpm.Key) error {
-			if rsp.AKCertify, rsp.AKSignature, err = certify(d, ak.Auth(nil), hmac, binding); err != nil {
+			if err := n.withAdmin(d, ak, tpm2.TPMCCCertify, func(admin tpm2.AuthHandle) (err error) {
+				rsp.AKCertify, rsp.AKSignature, err = certify(d, admin, hmac, binding)
+				return err
+			}); err != nil {
 				return err
 			}
 			rsp.Certify, rsp.Signature, err = certify(d, tpm2.AuthHandle{Handle: key.handle, Name: key.name, Auth: tpm2.PasswordAuth(nil)}, ak, binding)

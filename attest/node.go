@@ -43,7 +43,9 @@ type NodeConfig struct {
 	// "LAK": the owner's key below the storage root key, made when it is not
 	// there and persistent; TPM2_Clear removes it, and the TPM obscures counters
 	// and firmware version in its quotes, so that Endorsers.MinFirmware refuses
-	// it and the enrolment in one round trip too.
+	// it and the enrolment in one round trip too. "IAK-P-256", "IAK-P-384": the
+	// machine maker's own key of the TCG's exact template (package devid), whose
+	// policy guards its activation and which failed authorisations lock out.
 	AttestationKey string
 	// AKLabel, of at most 32 bytes, makes another primary attestation key:
 	// "IAK" when empty. To change it is to change the key, which a registrar
@@ -105,10 +107,10 @@ func Open(ctx context.Context, t transport.TPM, c NodeConfig) (*Node, error) {
 		return nil, errors.New("attest: a collector in NodeConfig.Collectors is nil")
 	case len(c.Keys) > maxKeys:
 		return nil, fmt.Errorf("attest: %d keys in NodeConfig.Keys, limit %d", len(c.Keys), maxKeys)
-	case c.AttestationKey != "" && c.AttestationKey != lak:
-		return nil, fmt.Errorf("attest: NodeConfig.AttestationKey %q: want nothing or %q", c.AttestationKey, lak)
-	case len(c.AKLabel) > 32 || c.AKLabel != "" && c.AttestationKey == lak:
-		return nil, errors.New("attest: NodeConfig.AKLabel is longer than 32 bytes, or given for a LAK")
+	case !slices.Contains([]string{"", lak, iak256, iak384}, c.AttestationKey):
+		return nil, fmt.Errorf("attest: NodeConfig.AttestationKey %q: want nothing, %q, %q or %q", c.AttestationKey, lak, iak256, iak384)
+	case len(c.AKLabel) > 32 || c.AKLabel != "" && c.AttestationKey != "":
+		return nil, errors.New("attest: NodeConfig.AKLabel is longer than 32 bytes, or given for a LAK or IAK")
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -324,18 +326,20 @@ func (n *Node) Activate(ctx context.Context, c *ActivationChallenge, key *Device
 // activate opens a credential. The secret comes out encrypted to a session
 // whose salt only the pinned endorsement key can read.
 func (n *Node) activate(d *tpm.Device, ek, ak *tpm.Key, c *ActivationChallenge) (secret []byte, err error) {
-	err = n.authorised(d, ek, func(auth tpm2.Session) error {
-		r, err := tpm2.ActivateCredential{
-			ActivateHandle: ak.Auth(nil),
-			KeyHandle:      ek.Auth(auth),
-			CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.Credential},
-			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: c.Secret},
-		}.Execute(d)
-		if err != nil {
-			return reason.Because(reason.OtherTPM, fmt.Errorf("%w: %w", ErrActivation, err))
-		}
-		secret = r.CertInfo.Buffer
-		return nil
+	err = n.withAdmin(d, ak, tpm2.TPMCCActivateCredential, func(admin tpm2.AuthHandle) error {
+		return n.authorised(d, ek, func(auth tpm2.Session) error {
+			r, err := tpm2.ActivateCredential{
+				ActivateHandle: admin,
+				KeyHandle:      ek.Auth(auth),
+				CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.Credential},
+				Secret:         tpm2.TPM2BEncryptedSecret{Buffer: c.Secret},
+			}.Execute(d)
+			if err != nil {
+				return reason.Because(reason.OtherTPM, fmt.Errorf("%w: %w", ErrActivation, err))
+			}
+			secret = r.CertInfo.Buffer
+			return nil
+		})
 	})
 	return secret, err
 }

@@ -201,6 +201,32 @@ func TestLocalAttestationKey(t *testing.T) {
 	})
 }
 
+// The machine maker's IAK, of the TCG's exact template, is proven by credential
+// activation and by the import challenge, and quotes for the node.
+func TestInitialAttestationKey(t *testing.T) {
+	onEach(t, func(t *testing.T, dev *tpmtest.TPM, endorsers attest.Endorsers) {
+		for _, kind := range []string{"IAK-P-256", "IAK-P-384"} {
+			n := open(t, dev, attest.NodeConfig{Endorsers: endorsers, AttestationKey: kind})
+			c := newCloud(t, endorsers)
+			before, err := tpm.LoadedHandles(dev)
+			require.NoError(t, err)
+			key, _ := c.enroll(n)
+			r, err := c.attest(n, session(t, n, key))
+			require.NoError(t, err)
+			assert.True(t, r.Values().Plain())
+			ch, err := c.registrar.BeginImport(t.Context(), [][]byte{n.EndorsementKey().Certificate.Raw}, nil)
+			require.NoError(t, err)
+			rsp, err := n.Import(t.Context(), ch, key)
+			require.NoError(t, err)
+			_, err = c.registrar.CompleteImport(t.Context(), rsp)
+			require.NoError(t, err)
+			after, err := tpm.LoadedHandles(dev)
+			require.NoError(t, err)
+			assert.Equal(t, before.Count(), after.Count(), "every handle and session is flushed")
+		}
+	})
+}
+
 func evictKey(t *testing.T, dev *tpmtest.TPM, at tpm2.TPMHandle) error {
 	t.Helper()
 	k, err := tpm.ReadKey(dev, at)

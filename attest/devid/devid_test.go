@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"os"
 	"testing"
@@ -98,6 +99,25 @@ func TestTemplates(t *testing.T) {
 	}
 	_, err := devid.IAK(tpm2.TPMECCNistP521)
 	require.Error(t, err)
+}
+
+// The policies that are composed of their branches are those that the TCG
+// publishes (section 7.3.6).
+func TestPublishedPolicies(t *testing.T) {
+	for _, want := range []struct {
+		make   func(tpm2.TPMECCCurve) (tpm2.TPMTPublic, error)
+		curve  tpm2.TPMECCCurve
+		policy string
+	}{
+		{devid.IAK, tpm2.TPMECCNistP256, "5437182326e414fca797d5f174615a1641f61255797c3a2b22c21d120b2d1e07"},
+		{devid.IAK, tpm2.TPMECCNistP384, "129d94ebf84556652c6eef43bbb757512ac87e52be7b349ca6ce4d826f749fcf672f51716c5cbb605f313bf345aab312"},
+		{devid.IDevID, tpm2.TPMECCNistP256, "ad6b3a2284fd698a0710bf5cc1b9bdf15e2532e3f601fa4b93a6a8fa8de579ea"},
+		{devid.IDevID, tpm2.TPMECCNistP384, "4db1aa836d0b5615df6ee53a40ef70c61c217f4303d44695925972bc927006cfa5cbdf6dc18c4dbe329b2f1542c3dd33"},
+	} {
+		template, err := want.make(want.curve)
+		require.NoError(t, err)
+		assert.Equal(t, want.policy, hex.EncodeToString(template.AuthPolicy.Buffer))
+	}
 }
 
 // soft is a request of a simulated node.

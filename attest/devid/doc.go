@@ -4,11 +4,11 @@
 // sections 7.3 and 13.1; IEEE 802.1AR).
 //
 // On the maker's line start with Open and Store, and for the request with New;
-// Key.Certificate finds a certificate again. The templates' policy guards the
-// keys' administration: TPM2_ActivateCredential and TPM2_Certify of the initial
-// keys themselves. Signing, quoting and certifying other keys need only the
-// empty auth value. So an initial key is known by its certificate, and the
-// node enrols with the attestation key of package attest.
+// Key.Certificate finds a certificate again. Signing, quoting and certifying
+// other keys need only the empty auth value. The templates' policy guards the
+// keys' administration: CertifyInitial certifies one initial key with another,
+// and a node whose attest.NodeConfig.AttestationKey names the IAK proves it to a
+// registrar by credential activation.
 //
 // For requests start with New on the node and with Parse and Request.Verify in the CA. A
 // verified request says that the key to be certified signs, is resident in a

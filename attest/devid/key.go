@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/trusttree/trusttree/attest/internal/initial"
 	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/internal/tpm"
 )
@@ -150,6 +151,35 @@ func (k *Key) Quote(ctx context.Context, sel []quote.Selection, qualifying []byt
 		return nil
 	})
 	return tpmsAttest, tpmtSignature, values, err
+}
+
+// CertifyInitial has an IAK certify an initial key of the same TPM, mostly the
+// IDevID, for quote.Key.VerifyCertify: to the maker's CA it shows that the key is
+// where the IAK is.
+func (k *Key) CertifyInitial(ctx context.Context, other *Key, qualifying []byte) (tpmtPublic, tpmsAttest, tpmtSignature []byte, err error) {
+	if other == nil || other.public.ObjectAttributes.Restricted {
+		return nil, nil, nil, errors.New("devid: the key to be certified is no IDevID")
+	}
+	err = k.do(ctx, func(d *tpm.Device, key *tpm.Key) error {
+		inner := &Key{dev: d, public: other.public, name: other.name}
+		return inner.do(ctx, func(d *tpm.Device, object *tpm.Key) (err error) {
+			sess, done, err := initial.IDevID.Authorise(d, object, tpm2.TPMCCCertify)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, done()) }()
+			r, err := tpm2.Certify{
+				ObjectHandle: object.Auth(sess), SignHandle: key.Auth(nil), QualifyingData: tpm2.TPM2BData{Buffer: qualifying},
+				InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
+			}.Execute(d)
+			if err != nil {
+				return err
+			}
+			tpmtPublic, tpmsAttest, tpmtSignature = tpm2.Marshal(object.Public), r.CertifyInfo.Bytes(), tpm2.Marshal(r.Signature)
+			return nil
+		})
+	})
+	return tpmtPublic, tpmsAttest, tpmtSignature, err
 }
 
 // Certify has an IAK certify the key at a persistent handle whose auth value

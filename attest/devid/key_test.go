@@ -95,6 +95,44 @@ func TestIAK(t *testing.T) {
 	})
 }
 
+// An IDevID is certified by the IAK of its TPM, under the policy that guards it:
+// without, the TPM refuses.
+func TestIAKCertifiesIDevID(t *testing.T) {
+	each(t, func(t *testing.T, dev *tpmtest.TPM, n *attest.Node) {
+		before, err := tpm.LoadedHandles(dev)
+		require.NoError(t, err)
+		for _, curve := range []tpm2.TPMECCCurve{tpm2.TPMECCNistP256, tpm2.TPMECCNistP384} {
+			template, err := devid.IAK(curve)
+			require.NoError(t, err)
+			iak, err := devid.Open(t.Context(), dev, template)
+			require.NoError(t, err)
+			template, err = devid.IDevID(curve)
+			require.NoError(t, err)
+			idevid, err := devid.Open(t.Context(), dev, template)
+			require.NoError(t, err)
+			nonce := sha256.Sum256([]byte("fresh"))
+			public, data, sig, err := iak.CertifyInitial(t.Context(), idevid, nonce[:])
+			require.NoError(t, err)
+			key, err := quote.ParseKey(iak.TPMPublic())
+			require.NoError(t, err)
+			got, err := key.VerifyCertify(data, sig, public, nonce[:])
+			require.NoError(t, err)
+			assert.Equal(t, idevid.Public(), got)
+			_, _, _, err = iak.CertifyInitial(t.Context(), iak, nonce[:])
+			require.Error(t, err)
+
+			k, err := tpm.CreatePrimary(dev, tpm2.TPMRHEndorsement, nil, template)
+			require.NoError(t, err)
+			_, err = tpm2.Certify{ObjectHandle: k.Auth(nil), SignHandle: k.Auth(nil), InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}}.Execute(dev)
+			require.Error(t, err, "the empty auth value does not administrate")
+			require.NoError(t, k.Flush())
+		}
+		after, err := tpm.LoadedHandles(dev)
+		require.NoError(t, err)
+		assert.Equal(t, before.Count(), after.Count())
+	})
+}
+
 func certify(t *testing.T, maker *ca.CA, key crypto.PublicKey) *x509.Certificate {
 	t.Helper()
 	chain, err := maker.Issue(t.Context(), attest.IssueRequest{Key: key, Template: &x509.Certificate{
