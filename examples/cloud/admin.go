@@ -22,19 +22,20 @@ const maxAdmin = 1 << 20
 // admin is the operators' API. Every handler demands a client certificate to
 // which the owner's assignments grant the role "control".
 type admin struct {
-	store     *tenantstore.Store
-	registrar *attest.Registrar
-	gateway   *tlsconn.Gateway
-	fleet     *fleet
-	modules   *moduleList
-	domain    string
-	engine    string                              // where new tenants are kept
-	act       func(context.Context, change) error // here and at the other instances
-	log       *slog.Logger
+	store      *tenantstore.Store
+	registrar  *attest.Registrar
+	gateway    *tlsconn.Gateway
+	fleet      *fleet
+	modules    *moduleList
+	references *references
+	domain     string
+	engine     string                              // where new tenants are kept
+	act        func(context.Context, change) error // here and at the other instances
+	log        *slog.Logger
 }
 
 func (c *cloud) admin() *admin {
-	a := &admin{store: c.store, registrar: c.registrar, gateway: c.gateway, fleet: c.fleet, modules: c.modules, domain: c.cfg.TrustDomain, log: c.log}
+	a := &admin{store: c.store, registrar: c.registrar, gateway: c.gateway, fleet: c.fleet, modules: c.modules, references: c.references, domain: c.cfg.TrustDomain, log: c.log}
 	if c.cfg.Postgres != "" {
 		a.engine = "postgres"
 	}
@@ -48,6 +49,8 @@ func (a *admin) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("PUT /v1/admin/assignments", a.operator(a.assign))
 	mux.HandleFunc("PUT /v1/admin/module-revocations", a.operator(a.reviseModules))
+	mux.HandleFunc("GET /v1/admin/references", a.operator(a.listReferences))
+	mux.HandleFunc("PUT /v1/admin/reference-floor", a.operator(a.raiseFloor))
 	mux.HandleFunc("PUT /v1/admin/tenants/{id}", a.operator(a.createTenant))
 	mux.HandleFunc("POST /v1/admin/nodes/{id}/revoke", a.operator(a.revoke))
 	mux.HandleFunc("POST /v1/admin/nodes/{id}/release", a.operator(a.release))

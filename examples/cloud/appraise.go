@@ -23,9 +23,9 @@ import (
 // bootAppraiser judges the boot: it is affirming when one of the reference
 // policies in force affirms it. With several releases in the field, each has
 // its own.
-func bootAppraiser(policies func() ([]*secureboot.Policy, error)) attest.Appraiser {
-	return func(_ context.Context, in attest.Input) attest.Opinion {
-		all, err := policies()
+func bootAppraiser(policies func(context.Context) ([]*secureboot.Policy, error)) attest.Appraiser {
+	return func(ctx context.Context, in attest.Input) attest.Opinion {
+		all, err := policies(ctx)
 		if err != nil {
 			return attest.Opinion{Status: attest.StatusNone, Reasons: []attest.Reason{{Code: "boot.no-policy", Detail: err.Error()}}}
 		}

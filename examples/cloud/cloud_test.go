@@ -20,8 +20,6 @@ import (
 	"github.com/trusttree/trusttree/attest/registry"
 	"github.com/trusttree/trusttree/attest/registry/registrytest"
 	"github.com/trusttree/trusttree/examples/wire"
-	"github.com/trusttree/trusttree/secureboot"
-	"github.com/trusttree/trusttree/secureboot/eventlog"
 	"github.com/trusttree/trusttree/tenantstore"
 	"github.com/trusttree/trusttree/tenantstore/keys"
 )
@@ -194,38 +192,6 @@ func TestPageEscapesWhatNodesSay(t *testing.T) {
 	rec = httptest.NewRecorder()
 	h.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/nodes/11", nil))
 	assert.Equal(t, http.StatusNotFound, rec.Code)
-}
-
-func TestBadReferenceFileShutsNobodyElseOut(t *testing.T) {
-	state := initialised(t)
-	boot, err := os.ReadFile(filepath.Join("..", "..", "internal", "city", "testdata", "good.log"))
-	require.NoError(t, err)
-	log, err := eventlog.Parse(boot, nil)
-	require.NoError(t, err)
-	values, err := log.Replay(crypto.SHA256)
-	require.NoError(t, err)
-	key, err := loadKey(filepath.Join(state, "policy.key"))
-	require.NoError(t, err)
-	sign := func(name string, notAfter time.Time, key crypto.Signer) {
-		p, err := secureboot.Learn(secureboot.LearnOptions{Name: name, Serial: 1, NotAfter: notAfter},
-			secureboot.Evidence{Bank: crypto.SHA256, PCRs: values, EventLog: boot})
-		require.NoError(t, err)
-		signed, err := secureboot.SignPolicy(p, key)
-		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(filepath.Join(state, "reference", name), signed, 0o600))
-	}
-	stranger, err := newAuthority("evil.example")
-	require.NoError(t, err)
-	sign("good", time.Now().Add(time.Hour), key)
-	sign("ran-out", time.Now().Add(-time.Hour), key)
-	sign("forged", time.Now().Add(time.Hour), stranger.key)
-	require.NoError(t, os.WriteFile(filepath.Join(state, "reference", "empty"), nil, 0o600))
-
-	c := &cloud{state: state, cfg: &config{}, log: slog.New(slog.DiscardHandler)}
-	got, err := c.currentReferences()
-	require.NoError(t, err)
-	require.Len(t, got, 1)
-	assert.Equal(t, "good", got[0].Name)
 }
 
 func TestFailedInitLeavesNothing(t *testing.T) {

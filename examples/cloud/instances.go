@@ -91,7 +91,7 @@ const (
 // bytes and eight random ones.
 type change struct {
 	Version  int    `json:"version"` // 1
-	Kind     string `json:"kind"`    // revoked, released, reattest, view, modules
+	Kind     string `json:"kind"`    // revoked, released, reattest, view, modules, references
 	Node     string `json:"node"`    // whose; empty for what is about all
 	Reason   string `json:"reason,omitempty"`
 	Instance string `json:"instance"`
@@ -177,10 +177,15 @@ func (c *cloud) takeChanges(ctx context.Context, from time.Time, seen map[string
 
 // apply does here what another instance announced, or this one decided.
 func (c *cloud) apply(ctx context.Context, ch change) error {
-	if ch.Kind == "modules" {
+	switch ch.Kind {
+	case "modules":
 		err := c.modules.load(ctx)
 		c.recheckAll()
 		return err
+	case "references":
+		c.references.expire()
+		c.recheckAll()
+		return nil
 	}
 	device, err := registry.ParseDeviceID(ch.Node)
 	if err != nil {

@@ -185,10 +185,14 @@ func TestConfigOfSeveralInstances(t *testing.T) {
 	}
 	require.NoError(t, good().check())
 	for name, change := range map[string]func(*config){
-		"status in the open":      func(c *config) { c.Status = "0.0.0.0:80" },
-		"postgres, no instance":   func(c *config) { c.Postgres = "host=x" },
-		"instance, no postgres":   func(c *config) { c.Instance = "a" },
-		"shared, no postgres":     func(c *config) { c.Shared = "/x" },
+		"status in the open":    func(c *config) { c.Status = "0.0.0.0:80" },
+		"postgres, no instance": func(c *config) { c.Postgres = "host=x" },
+		"instance, no postgres": func(c *config) { c.Instance = "a" },
+		"shared, no postgres":   func(c *config) { c.Shared = "/x" },
+		"connector twice": func(c *config) {
+			c.Connectors, c.OptionalConnectors = map[string]string{"b": "x"}, map[string]string{"b": "x"}
+		},
+		"connector of no class":   func(c *config) { c.OptionalConnectors = map[string]string{"b": ""} },
 		"transit without a token": func(c *config) { c.Transit = &transitConfig{Address: "https://x"} },
 	} {
 		c := good()

@@ -33,19 +33,34 @@ type releaseView struct {
 // maxMetadata bounds what is read of a targets file, in bytes.
 const maxMetadata = 32 << 20
 
-// publishedReleases reads what the repository in dir offers. It is for people
-// to look at: nodes verify the metadata themselves.
-func publishedReleases(dir fs.FS) ([]releaseView, error) {
+// newestTargets returns the newest targets file of a repository, and a stamp that
+// changes with its content. There is none in a new repository.
+func newestTargets(dir fs.FS) (name, stamp string, err error) {
 	names, err := fs.Glob(dir, "metadata/*.targets.json")
 	if err != nil || len(names) == 0 {
-		return nil, err
+		return "", "", err
 	}
 	version := func(name string) int {
 		n, _ := strconv.Atoi(strings.TrimSuffix(path.Base(name), ".targets.json"))
 		return n
 	}
-	newest := slices.MaxFunc(names, func(a, b string) int { return version(a) - version(b) })
-	data, err := readFS(dir, newest, maxMetadata)
+	name = slices.MaxFunc(names, func(a, b string) int { return version(a) - version(b) })
+	fi, err := fs.Stat(dir, name)
+	if err != nil {
+		return "", "", err
+	}
+	return name, fmt.Sprint(name, fi.Size(), fi.ModTime().UnixNano()), nil
+}
+
+// targetFile is where a repository keeps a target.
+func targetFile(target, sha256 string) string {
+	folder, file := path.Split(target)
+	return "targets/" + folder + sha256 + "." + file
+}
+
+// readReleases reads the releases that a targets file names.
+func readReleases(dir fs.FS, targetsFile string) ([]published, error) {
+	data, err := readFS(dir, targetsFile, maxMetadata)
 	if err != nil {
 		return nil, err
 	}
@@ -58,16 +73,14 @@ func publishedReleases(dir fs.FS) ([]releaseView, error) {
 		} `json:"signed"`
 	}
 	if err := json.Unmarshal(data, &targets); err != nil {
-		return nil, fmt.Errorf("%s: %w", newest, err)
+		return nil, fmt.Errorf("%s: %w", targetsFile, err)
 	}
-	var out []releaseView
+	var out []published
 	for name, t := range targets.Signed.Targets {
-		folder, file := path.Split(name)
-		channel, ok := strings.CutPrefix(folder, "releases/")
-		if !ok {
+		if !strings.HasPrefix(name, "releases/") {
 			continue
 		}
-		data, err := readFS(dir, "targets/"+folder+t.Hashes["sha256"]+"."+file, manifest.MaxRelease)
+		data, err := readFS(dir, targetFile(name, t.Hashes["sha256"]), manifest.MaxRelease)
 		if err != nil {
 			return nil, err
 		}
@@ -75,11 +88,30 @@ func publishedReleases(dir fs.FS) ([]releaseView, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		v := releaseView{Channel: strings.TrimSuffix(channel, "/"), Name: rel.Name, Version: rel.Version, Security: rel.Security, Waves: "nobody may install it yet"}
-		if len(t.Custom) > 0 {
-			rollout, err := manifest.ParseRollout(t.Custom)
+		out = append(out, published{name, rel, t.Custom})
+	}
+	return out, nil
+}
+
+// publishedReleases reads what the repository in dir offers. It is for people
+// to look at: nodes verify the metadata themselves.
+func publishedReleases(dir fs.FS) ([]releaseView, error) {
+	newest, _, err := newestTargets(dir)
+	if err != nil || newest == "" {
+		return nil, err
+	}
+	all, err := readReleases(dir, newest)
+	if err != nil {
+		return nil, err
+	}
+	var out []releaseView
+	for _, r := range all {
+		rel, channel := r.release, strings.TrimPrefix(path.Dir(r.name), "releases/")
+		v := releaseView{Channel: channel, Name: rel.Name, Version: rel.Version, Security: rel.Security, Waves: "nobody may install it yet"}
+		if len(r.custom) > 0 {
+			rollout, err := manifest.ParseRollout(r.custom)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
+				return nil, fmt.Errorf("%s: %w", r.name, err)
 			}
 			v.Waves, v.Withdrawn = describe(rollout), rollout.Withdrawn != ""
 		}

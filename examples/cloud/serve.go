@@ -26,7 +26,6 @@ import (
 	"github.com/trusttree/trusttree/moduleid"
 	"github.com/trusttree/trusttree/moduleid/atecc"
 	"github.com/trusttree/trusttree/moduleid/spdm"
-	"github.com/trusttree/trusttree/secureboot"
 	"github.com/trusttree/trusttree/tenantstore"
 	"github.com/trusttree/trusttree/tlsconn"
 )
@@ -49,14 +48,10 @@ type cloud struct {
 
 	destinations *destinations
 	modules      *moduleList
+	references   *references
 	recheck      chan struct{} // every node is to prove itself anew
 
 	ready atomic.Bool // all listeners are up
-
-	refMu  sync.Mutex
-	refs   []*secureboot.Policy
-	refErr error
-	refAt  time.Time // when refs were read
 }
 
 func newCloud(ctx context.Context, state string, cfg *config, logs slog.Handler) (_ *cloud, err error) {
@@ -134,6 +129,11 @@ func (c *cloud) openAttestation(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	policyKey, err := loadPublic(c.file("policy.pub"))
+	if err != nil {
+		return err
+	}
+	c.references = &references{key: policyKey, dir: c.file("reference"), tuf: c.tuf(), floors: &floors{system.Collection(ownerCollection)}, log: c.log, told: map[string]string{}}
 	modules, err := c.moduleVerifier(ctx)
 	if err != nil {
 		return err
@@ -148,7 +148,7 @@ func (c *cloud) openAttestation(ctx context.Context) error {
 		// not outlive the tunnel; those of enrolments may go to another instance.
 		Challenges: registry.NewMemoryChallenges(0, nil),
 		PCRs:       []quote.Selection{{Bank: bank, PCRs: c.cfg.PCRs}},
-		Appraisers: []attest.Appraiser{bootAppraiser(c.currentReferences), moduleAppraiser(modules)},
+		Appraisers: []attest.Appraiser{bootAppraiser(c.references.current), moduleAppraiser(modules)},
 		ResultTTL:  time.Duration(c.cfg.AttestSeconds) * time.Second, Log: c.log,
 	})
 	return err

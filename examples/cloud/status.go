@@ -37,7 +37,7 @@ func (c *cloud) check(ctx context.Context) error {
 	if _, err := (devices{c.store.System()}).List(ctx, registry.DeviceID{}, 1); err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
-	refs, err := c.currentReferences()
+	refs, err := c.references.current(ctx)
 	if err != nil {
 		return fmt.Errorf("reference values: %w", err)
 	}

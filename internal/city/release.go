@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -36,16 +35,14 @@ func Publish(ctx context.Context, dir, keys, version string, security uint64, ro
 }
 
 // Publish adds a release to the city's repository that boots as log says: its
-// reference values and its PCR policy travel with it.
+// reference values and its PCR policy travel with it, and the cloud reads them
+// there.
 func (c *City) Publish(ctx context.Context, version string, security uint64, log []byte, rollout manifest.Rollout) error {
 	reference, policy, err := c.ReferenceValues(log, security+1)
 	if err != nil {
 		return err
 	}
 	first := c.Clouds[0].State
-	if err := os.WriteFile(filepath.Join(first, "reference", version+".json"), reference, 0o600); err != nil {
-		return err
-	}
 	return Publish(ctx, filepath.Join(first, "tuf"), filepath.Join(first, "keys"), version, security, rollout,
 		repository.Content{Name: wire.PartImage, Reader: bytes.NewReader(Image(version))},
 		repository.Content{Name: wire.PartReference, Reader: bytes.NewReader(reference), Opaque: true},
