@@ -19,23 +19,27 @@ const maxConfig = 64 << 10
 // config is the node's configuration file: strict JSON, an unknown key is an
 // error. `node run -check` parses it and stops.
 type config struct {
-	Version   int       `json:"version"`
-	State     string    `json:"state"`      // directory of what the node keeps; 0700
-	Run       string    `json:"run"`        // directory that a reboot clears, such as /run/trusttree
-	Bootstrap string    `json:"bootstrap"`  // bootstrap.json from `cloud init`
-	TPM       string    `json:"tpm"`        // /dev/tpmrm0, or unix:PATH of a software TPM
-	TPMMakers string    `json:"tpm_makers"` // PEM: makers whose TPM the node takes for its own at the first start
-	EventLog  string    `json:"event_log"`  // the firmware's log; default: where Linux shows it
-	IMALog    string    `json:"ima_log"`    // optional
-	Policies  string    `json:"policies"`   // directory of signed PCR policies, one file for each software slot
-	Flows     string    `json:"flows"`      // tunnel policy of this node: what it lets in and out by itself
-	Hardware  string    `json:"hardware"`   // this node's hardware ID in releases
-	Channel   string    `json:"channel"`    // of releases
-	Modules   []module  `json:"modules"`
-	Streams   []stream  `json:"streams"`
-	Forwards  []forward `json:"forwards"`
-	Image     string    `json:"image"` // version of the software that the node was made with
-	Slots     []string  `json:"slots"` // two files or block devices, one for each software slot
+	Version   int    `json:"version"`
+	State     string `json:"state"`      // directory of what the node keeps; 0700
+	Run       string `json:"run"`        // directory that a reboot clears, such as /run/trusttree
+	Bootstrap string `json:"bootstrap"`  // bootstrap.json from `cloud init`
+	TPM       string `json:"tpm"`        // /dev/tpmrm0, or unix:PATH of a software TPM
+	TPMMakers string `json:"tpm_makers"` // PEM: makers whose TPM the node takes for its own at the first start
+	EventLog  string `json:"event_log"`  // the firmware's log; default: where Linux shows it
+	IMALog    string `json:"ima_log"`    // optional
+	// BootID is the kernel's boot ID, by which the cloud notices a TPM that was
+	// reset beside the running machine; default: where Linux shows it. "none"
+	// where kexec starts kernels, which the TPM does not notice.
+	BootID   string    `json:"boot_id"`
+	Policies string    `json:"policies"` // directory of signed PCR policies, one file for each software slot
+	Flows    string    `json:"flows"`    // tunnel policy of this node: what it lets in and out by itself
+	Hardware string    `json:"hardware"` // this node's hardware ID in releases
+	Channel  string    `json:"channel"`  // of releases
+	Modules  []module  `json:"modules"`
+	Streams  []stream  `json:"streams"`
+	Forwards []forward `json:"forwards"`
+	Image    string    `json:"image"` // version of the software that the node was made with
+	Slots    []string  `json:"slots"` // two files or block devices, one for each software slot
 	// Sensors is the unix socket at which local processes leave records, a line
 	// of JSON each; empty for none.
 	Sensors string `json:"sensors,omitempty"`
@@ -122,7 +126,7 @@ func loadConfig(name string) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := config{EventLog: "/sys/kernel/security/tpm0/binary_bios_measurements"}
+	c := config{EventLog: "/sys/kernel/security/tpm0/binary_bios_measurements", BootID: "/proc/sys/kernel/random/boot_id"}
 	if err := wire.Decode(data, maxConfig, &c); err != nil {
 		return nil, wire.Usage("%s: %w", name, err)
 	}
@@ -141,6 +145,9 @@ func (c *config) check() error {
 		if v == "" {
 			return fmt.Errorf("%q is missing", name)
 		}
+	}
+	if c.BootID != "none" && !filepath.IsAbs(c.BootID) {
+		return fmt.Errorf("boot_id %q must be an absolute path, or none", c.BootID)
 	}
 	if !filepath.IsAbs(c.State) || !filepath.IsAbs(c.Run) {
 		return fmt.Errorf("state %q and run %q must be absolute paths", c.State, c.Run)

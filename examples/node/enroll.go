@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/trusttree/trusttree/attest"
+	"github.com/trusttree/trusttree/attest/bootid"
 	"github.com/trusttree/trusttree/examples/wire"
 )
 
@@ -35,6 +36,9 @@ func (n *node) identify(ctx context.Context) error {
 	}
 	if n.cfg.IMALog != "" {
 		c.Collectors = append(c.Collectors, attest.FileCollector(wire.TypeIMALog, n.cfg.IMALog, wire.MaxFrame/2))
+	}
+	if n.cfg.BootID != "none" {
+		c.Collectors = append(c.Collectors, attest.FileCollector(bootid.MediaType, n.cfg.BootID, 64))
 	}
 	pin, err := os.ReadFile(n.pinFile())
 	switch {

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,16 +36,18 @@ const (
 // the sensor gave it.
 //
 // A file is named TIME-RANDOM-SEQ.age, where SEQ is the last number in it: the
-// number and the records become durable together. The file "seq" keeps it when
-// the batch has left.
+// number and the records become durable together. lastSeq keeps it when the
+// batch has left.
 type spool struct {
 	dir    string
 	stream string
 	to     age.Recipient
 
-	in    chan *pending
-	fresh chan struct{} // something was spooled since the last delivery
-	last  uint64        // the last number that is durable; of run alone
+	in      chan *pending
+	fresh   chan struct{} // something was spooled since the last delivery
+	last    uint64        // the last number that is durable; of run alone
+	unknown error         // why last is not known: numbered records are not taken
+	damaged []string      // what was set aside when the spool was opened
 }
 
 // pending is a record that waits to be durable.
@@ -54,6 +55,7 @@ type pending struct {
 	sample wire.Sample
 	seq    uint64 // 0: the sensor does not number its records
 	known  uint64 // set when seq is durable already: the last number that is
+	err    error  // set when this record alone can't be kept
 	done   func(error)
 }
 
@@ -62,24 +64,22 @@ func openSpool(dir, stream string, to age.Recipient) (*spool, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	text, err := wire.ReadCapped(s.seqFile(), 64)
-	if err == nil {
-		s.last, err = strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", s.seqFile(), err)
+	last, damaged, err := readSeq(dir)
+	s.last, s.damaged = last, damaged
+	if err != nil {
+		s.unknown = err
 	}
 	files, err := s.files()
 	if err != nil {
 		return nil, err
 	}
 	for _, f := range files {
-		s.last = max(s.last, seqOf(f.name))
+		if seq := seqOf(f.name); seq >= max(s.last, 1) { // what waits is newer than what has left
+			s.last, s.unknown = seq, nil
+		}
 	}
 	return s, nil
 }
-
-func (s *spool) seqFile() string { return filepath.Join(s.dir, "seq") }
 
 func seqOf(name string) uint64 {
 	base := strings.TrimSuffix(filepath.Base(name), ".age")
@@ -123,7 +123,7 @@ func (s *spool) run(ctx context.Context) {
 		timer.Stop()
 		err := s.write(batch)
 		for _, p := range batch {
-			p.done(err)
+			p.done(errors.Join(p.err, err))
 		}
 		select {
 		case s.fresh <- struct{}{}:
@@ -138,6 +138,10 @@ func (s *spool) write(batch []*pending) error {
 	now, last := time.Now().UTC(), s.last
 	b := wire.Batch{Version: 1, Stream: s.stream}
 	for _, p := range batch {
+		if p.seq != 0 && s.unknown != nil {
+			p.err = s.unknown
+			continue
+		}
 		if p.seq != 0 && p.seq <= last {
 			p.known = last
 			continue
@@ -239,7 +243,7 @@ func (s *spool) setAside(f batchFile) error {
 
 func (s *spool) keepSeq(f batchFile) error {
 	if seq := seqOf(f.name); seq > 0 {
-		return writeFile(s.seqFile(), []byte(strconv.FormatUint(seq, 10)+"\n"))
+		return writeSeq(s.dir, seq)
 	}
 	return nil
 }

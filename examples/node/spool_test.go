@@ -89,6 +89,100 @@ func TestNumberedRecordsCountOnce(t *testing.T) {
 	assert.EqualValues(t, 3, again.last)
 }
 
+// TestDamagedNumberStopsNothingElse: the file is named and set aside, and no
+// number that was delivered is taken again.
+func TestDamagedNumberStopsNothingElse(t *testing.T) {
+	delivered := func() (string, age.Identity) { // up to number 3
+		dir := filepath.Join(t.TempDir(), "lamp")
+		s, id := openTestSpool(t, dir)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go s.run(ctx)
+		require.NoError(t, put(t, s, 3, "delivered"))
+		files, err := s.files()
+		require.NoError(t, err)
+		require.NoError(t, s.remove(files[0]))
+		return dir, id
+	}
+	damage := func(t *testing.T, dir string, names ...string) {
+		for _, name := range names {
+			require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("3 0011"), 0o600))
+		}
+	}
+	for _, name := range []string{"seq", "seq-copy"} {
+		t.Run(name+" alone", func(t *testing.T) {
+			dir, _ := delivered()
+			damage(t, dir, name)
+			s, _ := openTestSpool(t, dir)
+			require.NoError(t, s.unknown)
+			assert.EqualValues(t, 3, s.last, "the other file has it")
+			require.Len(t, s.damaged, 1)
+			assert.Contains(t, s.damaged[0], filepath.Join(dir, name))
+			assert.FileExists(t, filepath.Join(dir, name+".bad"))
+			again, _ := openTestSpool(t, dir)
+			assert.Empty(t, again.damaged, "it was written anew")
+			assert.EqualValues(t, 3, again.last)
+		})
+	}
+	t.Run("both", func(t *testing.T) {
+		dir, _ := delivered()
+		damage(t, dir, "seq", "seq-copy")
+		for range 2 { // a restart does not forget it
+			s, id := openTestSpool(t, dir)
+			require.Error(t, s.unknown)
+			ctx, cancel := context.WithCancel(t.Context())
+			go s.run(ctx)
+			require.ErrorContains(t, put(t, s, 3, "delivered"), filepath.Join(dir, "seq"), "it may have been delivered, and was")
+			require.NoError(t, put(t, s, 0, "unnumbered"))
+			cancel()
+			files, err := s.files()
+			require.NoError(t, err)
+			assert.Equal(t, []string{"unnumbered"}, records(t, s, id))
+			require.NoError(t, s.remove(files[0]))
+		}
+		// As the error says.
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "seq"), []byte("3\n"), 0o600))
+		s, _ := openTestSpool(t, dir)
+		require.NoError(t, s.unknown)
+		assert.EqualValues(t, 3, s.last)
+	})
+	t.Run("both, and a batch waits", func(t *testing.T) {
+		dir, _ := delivered()
+		s, _ := openTestSpool(t, dir)
+		ctx, cancel := context.WithCancel(t.Context())
+		go s.run(ctx)
+		require.NoError(t, put(t, s, 4, "waits"))
+		cancel()
+		damage(t, dir, "seq", "seq-copy")
+		s, _ = openTestSpool(t, dir)
+		require.NoError(t, s.unknown)
+		assert.EqualValues(t, 4, s.last, "its name tells")
+	})
+	t.Run("of version 1", func(t *testing.T) {
+		dir := t.TempDir()
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "seq"), []byte("41\n"), 0o600))
+		s, _ := openTestSpool(t, dir)
+		require.NoError(t, s.unknown)
+		assert.EqualValues(t, 41, s.last)
+	})
+}
+
+func FuzzSeqFile(f *testing.F) {
+	f.Add([]byte(seqLine(41)), false)
+	f.Add([]byte("41\n"), true)
+	f.Add([]byte("41"), false)
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, data []byte, plain bool) {
+		name := filepath.Join(dir, "seq")
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if seq, err := readSeqFile(name, plain); err == nil && !plain && string(data) != seqLine(seq) {
+			t.Fatalf("took %q", data)
+		}
+	})
+}
+
 func TestSpoolHoldsNoClearText(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "lamp")
 	s, _ := openTestSpool(t, dir)

@@ -32,6 +32,12 @@ func (n *node) openSpools() error {
 		if err != nil {
 			return err
 		}
+		for _, d := range s.damaged {
+			n.log.Error("the number of the last delivery is damaged, and set aside", "event", "spool.damaged", "stream", c.Name, "file", d)
+		}
+		if s.unknown != nil { // all but numbered records goes on
+			_ = n.lost("numbers "+c.Name, s.unknown)
+		}
 		n.spools[c.Name] = s
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -157,7 +158,7 @@ func (n *Node) configure(edit func(map[string]any)) error {
 	}
 	cfg := map[string]any{
 		"version": 1, "state": n.Path("state"), "run": n.Path("run"), "bootstrap": n.Path("bootstrap.json"),
-		"tpm": "unix:" + n.Path("tpm.sock"), "tpm_makers": n.Path("tpm-makers.pem"), "event_log": n.Path("event-log"),
+		"tpm": "unix:" + n.Path("tpm.sock"), "tpm_makers": n.Path("tpm-makers.pem"), "event_log": n.Path("event-log"), "boot_id": n.Path("boot-id"),
 		"policies": n.Path("policies"), "flows": n.Path("flows.json"), "hardware": "streetlight-1", "channel": "stable",
 		"image": "1.0.0", "slots": []string{n.Path("slot-a"), n.Path("slot-b")}, "update_every_seconds": 1, "module_check_seconds": 2,
 		"sensors": n.Path("sensors.sock"),
@@ -191,11 +192,21 @@ func (n *Node) PowerWith(ctx context.Context, t *attesttest.TPM, log []byte) err
 	}
 	n.bus = serve(ctx, ln, t.Serve)
 	n.log = log
+	if err := n.StartOver(); err != nil {
+		return err
+	}
 	// A reboot clears what is in run.
 	if err := errors.Join(os.RemoveAll(n.Path("run")), os.Mkdir(n.Path("run"), 0o700)); err != nil {
 		return err
 	}
 	return os.WriteFile(n.Path("event-log"), log, 0o600)
+}
+
+// StartOver gives the machine a new boot ID, as its kernel does when it starts.
+func (n *Node) StartOver() error {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b)
+	return os.WriteFile(n.Path("boot-id"), fmt.Appendf(nil, "%x-%x-%x-%x-%x\n", b[:4], b[4:6], b[6:8], b[8:10], b[10:]), 0o600)
 }
 
 // Measure resets a TPM and gives it the measurements of a boot's log.

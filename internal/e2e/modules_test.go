@@ -107,3 +107,35 @@ func TestModuleLists(t *testing.T) {
 	must(t, err)
 	assert.NotEmpty(t, data, fmt.Sprint(filepath.Base(kept)))
 }
+
+// TestTPMResetBesideTheMachine: who resets the TPM of a running node, to tell it
+// the measurements of another boot, is noticed: the kernel did not start anew.
+func TestTPMResetBesideTheMachine(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c, err := city.Found(ctx, city.Config{Dir: t.TempDir(), Bin: build(t), Tenants: tenants[:1]})
+	must(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			keepLogs(t, c)
+		}
+		assert.NoError(t, c.Close())
+	})
+	must(t, c.StartCloud(ctx, 0))
+	n, err := c.NewNode(ctx, "node-1", nil)
+	must(t, err)
+	must(t, n.Start(ctx, "attested"))
+	_, err = n.Reboot(ctx, slotLogs)
+	must(t, err)
+	must(t, n.Start(ctx, "attested")) // an ordinary boot
+	bootID, err := os.ReadFile(n.Path("boot-id"))
+	must(t, err)
+	mark := c.Clouds[0].Proc.Mark()
+	_, err = n.Reboot(ctx, slotLogs)
+	must(t, err)
+	must(t, os.WriteFile(n.Path("boot-id"), bootID, 0o600))
+	must(t, n.Run())
+	rec, err := c.Clouds[0].Proc.Await(ctx, mark, patient, "event", "attest.refused", "node", n.Device)
+	must(t, err)
+	assert.Contains(t, rec.Str("reason"), "something reset the TPM")
+}
