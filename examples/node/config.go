@@ -47,11 +47,14 @@ type config struct {
 	// volume in the state directory.
 	Volumes volumes `json:"volumes,omitzero"`
 	// BootEntries are the UEFI boot entries of the slots, as four hexadecimal
-	// digits: {"a": "0001", "b": "0002"}. Without them the choice of slot is
-	// boot.json in the state directory, for a boot loader that reads it.
+	// digits: {"a": "0100", "b": "0101"}; take high ones, as firmware gives low
+	// ones that are not in BootOrder to what it finds by itself. Without them the
+	// choice of slot is boot.json in the state directory, for a boot loader that
+	// reads it.
 	BootEntries map[string]string `json:"boot_entries,omitempty"`
-	// ExitForReboot ends the daemon with exit code 10 once a release waits in
-	// the other slot for the next boot: the service manager reboots then.
+	// ExitForReboot ends the daemon with exit code 10 when a release waits in
+	// the other slot for the next boot, once for each, and when one on trial
+	// failed: the service manager reboots then.
 	ExitForReboot bool `json:"exit_for_reboot,omitempty"`
 	// Keep leaves what the TPM unsealed with the service manager (systemd's
 	// file descriptor store), so that a restart of the daemon does not need a

@@ -6,7 +6,7 @@
 //	node status -config FILE         print each link of the tree of trust
 //
 // Exit codes: 0 done, 1 failed, 2 usage, 3 refused by policy, 4 unavailable,
-// try later; 10 with "exit_for_reboot": a release waits for the next boot.
+// try later; 10 with "exit_for_reboot": reboot into a release, or back from it.
 package main
 
 import (

@@ -50,7 +50,7 @@ type node struct {
 
 	enrolAgain chan struct{} // the cloud says that this node must enrol
 	shutOut    chan struct{} // the cloud says that this node is revoked
-	reboot     chan struct{} // closed when a release waits for the reboot that the configuration allows
+	reboot     chan struct{} // closed when a release wants a reboot
 	keep       *fscrypt.Keep // what the TPM unsealed in this boot, for a restart; nil: a restart needs a reboot
 
 	connected atomic.Bool // a tunnel is up
@@ -177,7 +177,7 @@ func (n *node) serve(ctx context.Context) error {
 	err := n.tunnel.Run(ctx)
 	select {
 	case <-n.reboot:
-		return &wire.CodeError{Code: exitReboot, Err: errors.New("a release waits in the other slot: reboot to try it")}
+		return &wire.CodeError{Code: exitReboot, Err: errors.New("reboot: a release waits for it, or failed its trial")}
 	default:
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {

@@ -39,7 +39,8 @@ func (n *node) followUpdates(ctx context.Context) {
 		every = 5 * time.Minute
 	}
 	for {
-		if err := n.updateOnce(ctx, u); err != nil && ctx.Err() == nil {
+		err := n.updateOnce(ctx, u)
+		if err != nil && ctx.Err() == nil {
 			if errors.Is(err, update.ErrNoUpdate) {
 				n.log.Info("no update", "event", "update.none", "detail", err.Error())
 			} else {
@@ -49,8 +50,8 @@ func (n *node) followUpdates(ctx context.Context) {
 		if err := n.report(ctx, u); err != nil && ctx.Err() == nil {
 			n.log.Warn("install report not taken", "event", "update.unreported", "error", err.Error())
 		}
-		if state, err := u.in.State(ctx); err == nil && state.Phase == update.Armed && n.cfg.ExitForReboot {
-			close(n.reboot)
+		if n.cfg.ExitForReboot && ctx.Err() == nil && (errors.Is(err, update.ErrHealth) || n.rebootDue(ctx, u)) {
+			close(n.reboot) // into the release, or back from it
 			return
 		}
 		select {
@@ -66,6 +67,7 @@ type updater struct {
 	client *update.Client
 	in     *update.Installer
 	loader update.BootControl
+	policy []byte // signed PCR policy of the release on trial
 }
 
 func (n *node) openUpdates() (*updater, error) {
@@ -94,14 +96,15 @@ func (n *node) openUpdates() (*updater, error) {
 		return nil, err
 	}
 	slots := boot.FileSlots{Paths: map[string]string{"a/" + wire.PartImage: n.cfg.Slots[0], "b/" + wire.PartImage: n.cfg.Slots[1]}}
-	in, err := update.NewInstaller(update.InstallerConfig{
+	u := &updater{client: client, loader: loader}
+	u.in, err = update.NewInstaller(update.InstallerConfig{
 		Client: client, Boot: loader, Slots: slots, Dir: filepath.Join(dir, "installer"),
-		Preflight: n.preflight, Health: n.healthChecks(),
+		Preflight: n.preflight, Health: n.healthChecks(u),
 	})
 	if err == nil && first {
 		err = writeFile(filepath.Join(dir, "provisioned"), nil)
 	}
-	return &updater{client, in, loader}, err
+	return u, err
 }
 
 // bootControl is how the node speaks to what boots it.
@@ -138,9 +141,30 @@ func (n *node) preflight(_ context.Context, opaque map[string][]byte) error {
 	return writeFile(filepath.Join(n.cfg.Policies, policyName(signed)), signed)
 }
 
+// rebootDue reports whether a release waits for a reboot that was not made yet:
+// one for each, so that a boot loader that does not do what it is told costs one
+// reboot and not the node.
+func (n *node) rebootDue(ctx context.Context, u *updater) bool {
+	state, err := u.in.State(ctx)
+	if err != nil || state.Phase != update.Armed {
+		return false
+	}
+	name, want := filepath.Join(n.cfg.State, "update", "rebooted-for"), state.Release.Version+"\n"
+	if old, err := os.ReadFile(name); err == nil && string(old) == want {
+		n.log.Warn("release still waits for its boot", "event", "update.not-booted", "version", state.Release.Version)
+		return false
+	}
+	if err := writeFile(name, []byte(want)); err != nil {
+		n.log.Warn("no reboot that could not be remembered", "event", "update.not-booted", "error", err.Error())
+		return false
+	}
+	return true
+}
+
 // healthChecks are what a release on trial must achieve before it stays.
-func (n *node) healthChecks() []update.Check {
+func (n *node) healthChecks(u *updater) []update.Check {
 	return []update.Check{
+		{Name: "booted release", Run: func(ctx context.Context) error { return n.booted(ctx, u.policy) }},
 		{Name: "system volume", Run: func(context.Context) error {
 			if n.system == nil {
 				return errors.New("did not open")
@@ -154,6 +178,37 @@ func (n *node) healthChecks() []update.Check {
 	}
 }
 
+// booted makes sure that a release is what was booted: the PCRs have the values
+// of its own policy, not of another that is in force. Firmware that lost a boot
+// entry may boot the other slot under its number.
+func (n *node) booted(ctx context.Context, signed []byte) error {
+	key, err := x509.ParsePKIXPublicKey(n.boot.PolicyKey)
+	if err != nil {
+		return err
+	}
+	p, err := bootpolicy.Signed(key, signed)
+	if err != nil {
+		return err
+	}
+	bank, values := p.PCRs()
+	if len(values) == 0 {
+		return errors.New("the release's PCR policy is not signed by the owner's policy key")
+	}
+	for pcr, want := range values {
+		if want == nil { // the release may boot in several ways
+			continue
+		}
+		got, err := (modulePCRs{n.tpm}).ReadPCR(ctx, pcr, bank)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, want) {
+			return fmt.Errorf("PCR %d is %x, the release's policy says %x: something else was booted", pcr, got, want)
+		}
+	}
+	return nil
+}
+
 func (n *node) updateOnce(ctx context.Context, u *updater) error {
 	state, err := u.in.Resume(ctx)
 	if err != nil {
@@ -161,6 +216,11 @@ func (n *node) updateOnce(ctx context.Context, u *updater) error {
 	}
 	switch state.Phase {
 	case update.Trial:
+		parts, err := u.in.Parts(ctx, state.Slot)
+		if err != nil {
+			return err
+		}
+		u.policy = parts[wire.PartPolicy]
 		if err := u.in.Confirm(ctx); err != nil {
 			return err
 		}
