@@ -77,6 +77,9 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	case cfg.OfflineGrace < 0:
 		return nil, errors.New("update: ClientConfig.OfflineGrace is negative")
 	}
+	if err := cfg.Limits.check(); err != nil {
+		return nil, err
+	}
 	cfg.Limits = cfg.Limits.withDefaults()
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -107,7 +110,7 @@ func (c *Client) acquire(ctx context.Context) (release func(), err error) {
 	}
 	if err := durable.MkdirAll(c.cfg.Dir, 0o755); err != nil {
 		<-c.lock
-		return nil, fmt.Errorf("update: cache: %w", err)
+		return nil, stateError("cache", err)
 	}
 	unlock, err := lockFile(filepath.Join(c.cfg.Dir, "lock"))
 	if err != nil {

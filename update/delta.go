@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/trusttree/trusttree/update/internal/delta"
 	"github.com/trusttree/trusttree/update/manifest"
@@ -76,12 +77,8 @@ func (w *partWriter) aidFile(ctx context.Context, a manifest.Aid, limit int64) (
 	if a.Length > limit {
 		return nil, refuse(ErrTooLarge, a.Target, "%d bytes, limit %d", a.Length, limit)
 	}
-	data := make([]byte, 0, a.Length)
-	d := download{src: w.cfg.Client.cfg.Images, names: []string{partFile(a.Target, a.SHA256)}, length: a.Length, limits: w.cfg.Client.cfg.Limits}
-	if err := d.run(ctx, func(p []byte, _ int64) error { data = append(data, p...); return nil }); err != nil {
-		return nil, err
-	}
-	return data, sameHash(a.Target, data, a.SHA256)
+	return fetchSmall(ctx, w.cfg.Client.cfg.Images, []string{partFile(a.Target, a.SHA256)}, a.Length, w.cfg.Client.cfg.Limits,
+		func(data []byte) error { return sameHash(a.Target, data, a.SHA256) })
 }
 
 // blocks takes blocks from the slot itself (an earlier attempt) and from the
@@ -124,7 +121,7 @@ func (w *partWriter) blocks(ctx context.Context, base SlotFile, a manifest.Aid) 
 			return false, sinkError{w.slotError(w.slot, w.part.Name, err)}
 		}
 	}
-	have := w.part.Length - int64(len(missing))*delta.Block
+	have, began, fetched := w.part.Length-int64(len(missing))*delta.Block, time.Now(), 0
 	for len(missing) > 0 {
 		n := 1
 		for n < len(missing) && missing[n] == missing[0]+n {
@@ -133,7 +130,10 @@ func (w *partWriter) blocks(ctx context.Context, base SlotFile, a manifest.Aid) 
 		if err := w.fetchBlocks(ctx, index, missing[0], n); err != nil {
 			return false, err
 		}
-		missing = missing[n:]
+		missing, fetched = missing[n:], fetched+n*delta.Block
+		if spent := time.Since(began); spent > slowRanges && float64(fetched) < spent.Seconds()*defaultMinRate {
+			return false, refuse(ErrSlow, w.part.Target, "%d bytes of single blocks in %v", fetched, spent.Round(time.Second))
+		}
 		have += int64(n) * delta.Block
 		w.progress(min(have, w.part.Length))
 	}
@@ -145,6 +145,7 @@ func (w *partWriter) fetchBlocks(ctx context.Context, index *delta.Index, first,
 	end := min(off+int64(n)*delta.Block, w.part.Length)
 	buf := make([]byte, delta.Block)
 	limits := w.cfg.Client.cfg.Limits
+	again := places(w.cfg.Client.cfg.Images, partFile(w.part.Target, w.part.SHA256)) - 1
 	for failures, i := 0, first; i < first+n; {
 		start := i
 		err := func() error {
@@ -160,6 +161,7 @@ func (w *partWriter) fetchBlocks(ctx context.Context, index *delta.Index, first,
 					return err
 				}
 				if !index.Matches(i, b) {
+					passOver(r)
 					return refuse(ErrHash, w.part.Target, "block %d is not the signed one", i)
 				}
 				if _, err := w.file.WriteAt(b, int64(i)*delta.Block); err != nil {
@@ -173,6 +175,10 @@ func (w *partWriter) fetchBlocks(ctx context.Context, index *delta.Index, first,
 		}
 		if i > start {
 			failures = 0
+		}
+		if errors.Is(err, ErrHash) && again > 0 { // a mirror lied
+			again--
+			continue
 		}
 		if failures++; fatal(ctx, err) || errors.Is(err, ErrHash) || failures >= limits.Attempts {
 			return err

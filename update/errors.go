@@ -3,6 +3,7 @@ package update
 import (
 	"errors"
 	"fmt"
+	"syscall"
 )
 
 // Classes of refusal. Errors of this package wrap one of them where a caller
@@ -68,6 +69,14 @@ func (e *RefusedError) Unwrap() []error {
 
 func refuse(reason error, what, format string, args ...any) error {
 	return &RefusedError{Reason: reason, What: what, Detail: fmt.Sprintf(format, args...)}
+}
+
+// stateError names an error of the node's own files: a full disk is ErrNoSpace.
+func stateError(what string, err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return refuseErr(ErrNoSpace, what, err)
+	}
+	return fmt.Errorf("update: %s: %w", what, err)
 }
 
 func refuseErr(reason error, what string, err error) error {

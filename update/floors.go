@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -134,19 +135,28 @@ func readFloors(name string) (*floorsFile, error) {
 }
 
 func readFileLimit(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name)
+	f, err := openRegular(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	fi, err := f.Stat()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s: more than %d bytes", name, limit)
+	}
+	return data, err
+}
+
+// openRegular opens a regular file. Opening anything else might wait for ever.
+func openRegular(name string) (*os.File, error) {
+	fi, err := os.Stat(name)
 	if err != nil {
 		return nil, err
 	}
-	if fi.Size() > limit || !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file of at most %d bytes", name, limit)
+	if !fi.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
 	}
-	return os.ReadFile(name)
+	return os.Open(name)
 }
 
 // FileFloors keeps the floors in two files in dir. Whoever can write there, or
@@ -199,12 +209,12 @@ func (s *fileFloors) Raise(ctx context.Context, to Floors) error {
 		return err
 	}
 	if err := durable.MkdirAll(s.dir, 0o700); err != nil {
-		return fmt.Errorf("update: floors: %w", err)
+		return stateError("floors", err)
 	}
 	f.Floors, f.Counter = f.Floors.raised(to), f.Counter+1
 	for _, name := range floorNames(s.dir) {
 		if err := f.write(name); err != nil {
-			return fmt.Errorf("update: floors: %w", err)
+			return stateError("floors", err)
 		}
 	}
 	return nil

@@ -28,7 +28,8 @@ const (
 // HTTPConfig configures HTTPSource. Only URLs is required.
 type HTTPConfig struct {
 	// URLs are base URLs of the same repository, tried in order: the next
-	// mirror is asked when one fails. At most 16.
+	// mirror is asked when one fails, is slow, lags behind, or serves what was
+	// not signed. At most 16.
 	URLs []string
 	// TargetURLs, when set, are base URLs of the targets: then metadata/NAME
 	// lies at URL/NAME, and targets/NAME at TARGETURL/NAME. At most 16.
@@ -61,6 +62,9 @@ func HTTPSource(cfg HTTPConfig) (Source, error) {
 	if len(cfg.URLs) == 0 || len(cfg.URLs) > 16 || len(cfg.TargetURLs) > 16 {
 		return nil, fmt.Errorf("update: HTTP source with %d and %d URLs, want 1 to 16", len(cfg.URLs), len(cfg.TargetURLs))
 	}
+	if cfg.MinRate < 0 || cfg.Window < 0 || cfg.FirstByte < 0 || cfg.Attempts < 0 || cfg.Header.Get("Range") != "" {
+		return nil, errors.New("update: HTTP source with a negative limit, or a Range in Header")
+	}
 	var err error
 	if s.all.bases, err = baseURLs(cfg.URLs); err != nil {
 		return nil, err
@@ -77,6 +81,7 @@ func HTTPSource(cfg HTTPConfig) (Source, error) {
 		rt = &http.Transport{
 			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, DisableCompression: true,
 			TLSHandshakeTimeout: 15 * time.Second, IdleConnTimeout: 90 * time.Second, MaxIdleConnsPerHost: 2,
+			MaxResponseHeaderBytes: 64 << 10,
 		}
 	}
 	s.client = &http.Client{Transport: rt, CheckRedirect: s.checkRedirect}
@@ -109,12 +114,6 @@ type httpSource struct {
 
 	mu    sync.Mutex
 	etags map[string]string // URL → ETag of files that were opened from the start
-}
-
-// mirrors are base URLs of the same files.
-type mirrors struct {
-	bases []*url.URL
-	first int // which to ask first: not one that was slow; httpSource.mu guards it
 }
 
 // locate returns where a file may lie, and its path there, escaped.
@@ -157,50 +156,6 @@ func (s *httpSource) checkRedirect(req *http.Request, via []*http.Request) error
 	return refuse(ErrRedirect, first.Redacted(), "to host %s", req.URL.Host)
 }
 
-func (s *httpSource) Open(ctx context.Context, name string, off, n int64) (io.ReadCloser, error) {
-	var last error
-	absent := 0
-	m, path := s.locate(name)
-	s.mu.Lock()
-	first := m.first
-	s.mu.Unlock()
-	for i := range m.bases {
-		base := m.bases[(first+i)%len(m.bases)]
-		u := *base
-		u.Path, u.RawPath = "", ""
-		full := u.String() + strings.TrimSuffix(base.EscapedPath(), "/") + "/" + path
-		for attempt := range s.cfg.Attempts {
-			if attempt > 0 {
-				if err := sleep(ctx, 100*time.Millisecond<<attempt); err != nil {
-					return nil, err
-				}
-			}
-			r, err := s.get(ctx, m, full, off, n)
-			if err == nil {
-				return r, nil
-			}
-			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
-			}
-			last = err
-			if errors.Is(err, fs.ErrNotExist) {
-				absent++
-				break
-			}
-			if errors.Is(err, ErrRedirect) || errors.Is(err, ErrServer) {
-				break
-			}
-		}
-	}
-	if absent == len(m.bases) {
-		return nil, &fs.PathError{Op: "get", Path: name, Err: fs.ErrNotExist}
-	}
-	if r := new(RefusedError); errors.As(last, &r) {
-		return nil, r
-	}
-	return nil, refuseErr(ErrUnavailable, name, last)
-}
-
 // escapePath escapes each segment, so that '?', '#' and '%' in a name reach
 // the server as part of it.
 func escapePath(name string) string {
@@ -222,7 +177,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-func (s *httpSource) get(ctx context.Context, m *mirrors, full string, off, n int64) (io.ReadCloser, error) {
+func (s *httpSource) get(ctx context.Context, full string, passOver func(), off, n int64) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, full, nil)
 	if err != nil {
@@ -252,34 +207,21 @@ func (s *httpSource) get(ctx context.Context, m *mirrors, full string, off, n in
 		return nil, err
 	}
 	if err := s.check(rsp, full, off, ranged); err != nil {
-		_ = rsp.Body.Close()
 		cancel(nil)
+		_ = rsp.Body.Close()
 		return nil, err
 	}
 	if rsp.StatusCode == http.StatusOK && off > 0 {
 		// The server ignores ranges: what is not wanted passes by, at the
 		// same minimum rate.
-		p := newPaced(ctx, s.passOver(m, cancel), rsp.Body, full, s.cfg.MinRate, s.cfg.Window)
+		p := newPaced(ctx, cancel, passOver, rsp.Body, full, s.cfg.MinRate, s.cfg.Window)
 		if _, err := io.CopyN(io.Discard, p, off); err != nil {
 			_ = p.Close()
 			return nil, refuseErr(ErrServer, full, fmt.Errorf("ends before byte %d: %w", off, err))
 		}
 		return p, nil
 	}
-	return newPaced(ctx, s.passOver(m, cancel), rsp.Body, full, s.cfg.MinRate, s.cfg.Window), nil
-}
-
-// passOver makes the next request begin at another mirror when this one was
-// too slow.
-func (s *httpSource) passOver(m *mirrors, cancel context.CancelCauseFunc) context.CancelCauseFunc {
-	return func(cause error) {
-		if errors.Is(cause, ErrSlow) {
-			s.mu.Lock()
-			m.first = (m.first + 1) % len(m.bases)
-			s.mu.Unlock()
-		}
-		cancel(cause)
-	}
+	return newPaced(ctx, cancel, passOver, rsp.Body, full, s.cfg.MinRate, s.cfg.Window), nil
 }
 
 func (s *httpSource) check(rsp *http.Response, full string, off int64, ranged bool) error {
@@ -337,6 +279,7 @@ func (s *httpSource) unchanged(rsp *http.Response, full string) error {
 type paced struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	pass   func() // makes the next request begin at another mirror
 	body   io.ReadCloser
 	slow   error
 	min    int64 // bytes per window
@@ -347,12 +290,17 @@ type paced struct {
 	got   int64
 }
 
-func newPaced(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, what string, rate int64, window time.Duration) *paced {
-	p := &paced{ctx: ctx, cancel: cancel, body: body, window: window, min: int64(float64(rate) * window.Seconds()),
+func newPaced(ctx context.Context, cancel context.CancelCauseFunc, pass func(), body io.ReadCloser, what string, rate int64, window time.Duration) *paced {
+	p := &paced{ctx: ctx, cancel: cancel, pass: pass, body: body, window: window, min: int64(float64(rate) * window.Seconds()),
 		slow: refuse(ErrSlow, what, "below %d bytes/s over %v", rate, window)}
-	p.timer = time.AfterFunc(time.Hour, func() { cancel(p.slow) })
+	p.timer = time.AfterFunc(time.Hour, p.tooSlow)
 	p.timer.Stop()
 	return p
+}
+
+func (p *paced) tooSlow() {
+	p.pass()
+	p.cancel(p.slow)
 }
 
 func (p *paced) Read(b []byte) (int, error) {
@@ -365,7 +313,7 @@ func (p *paced) Read(b []byte) (int, error) {
 	if p.got >= p.min {
 		p.got, p.spent = 0, 0
 	} else if p.spent >= p.window && err == nil {
-		p.cancel(p.slow)
+		p.tooSlow()
 	}
 	if err != nil && err != io.EOF || p.ctx.Err() != nil && n == 0 && err != io.EOF {
 		if cause := context.Cause(p.ctx); cause != nil {

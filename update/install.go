@@ -1,7 +1,6 @@
 package update
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -22,7 +21,7 @@ import (
 // Install writes a release into the slot that is not running, verifies what it
 // reads back, and arms the slot: the next boot is a trial. It continues a
 // download that was cut off. Errors wrap ErrTrialPending, ErrFailedBefore,
-// ErrBelowFloor, ErrProvenance, ErrNoSpace, ErrHash, ErrPreflight,
+// ErrWithdrawn (a refresh has said so since the selection), ErrBelowFloor, ErrProvenance, ErrNoSpace, ErrHash, ErrPreflight,
 // ErrActiveSlot, ErrBusy or what Client.Refresh returns for the network; the
 // running slot stays as it is after all of them.
 func (in *Installer) Install(ctx context.Context, sel *Selection) error {
@@ -56,6 +55,9 @@ func (s *session) admit(ctx context.Context, sel *Selection) error {
 	}
 	if f := s.j.State.failed(sel.sha256); f != nil {
 		return refuse(ErrFailedBefore, what, "%s on %s: publish a higher release or clear it", f.Reason, f.Time.Format("2006-01-02"))
+	}
+	if err := s.cfg.Client.stands(ctx, sel); err != nil {
+		return err
 	}
 	floors, err := s.cfg.Client.cfg.Floors.Load(ctx)
 	if err != nil {
@@ -98,6 +100,9 @@ func (s *session) install(ctx context.Context, sel *Selection) error {
 	}
 	if err := s.cfg.Preflight(ctx, opaque); err != nil {
 		return refuseErr(ErrPreflight, "release "+sel.release.Name, err)
+	}
+	if err := s.cfg.Client.stands(ctx, sel); err != nil { // fetching it may have taken days
+		return err
 	}
 	if err := s.move(ctx, Verified, ""); err != nil {
 		return err
@@ -147,15 +152,12 @@ func (s *session) opaqueParts(ctx context.Context, sel *Selection) (map[string][
 		if !p.Opaque {
 			continue
 		}
-		var buf bytes.Buffer
-		d := download{src: s.cfg.Client.cfg.Images, names: []string{partFile(p.Target, p.SHA256)}, length: p.Length, limits: s.cfg.Client.cfg.Limits}
-		if err := d.run(ctx, func(b []byte, _ int64) error { buf.Write(b); return nil }); err != nil {
+		data, err := fetchSmall(ctx, s.cfg.Client.cfg.Images, []string{partFile(p.Target, p.SHA256)}, p.Length, s.cfg.Client.cfg.Limits,
+			func(data []byte) error { return sameHash("part "+p.Name, data, p.SHA256) })
+		if err != nil {
 			return nil, err
 		}
-		if err := sameHash("part "+p.Name, buf.Bytes(), p.SHA256); err != nil {
-			return nil, err
-		}
-		parts[p.Name] = buf.Bytes()
+		parts[p.Name] = data
 	}
 	return parts, nil
 }
@@ -230,18 +232,21 @@ func (s *session) writePart(ctx context.Context, slot Slot, p manifest.Part) (er
 	}()
 	w := &partWriter{session: s, slot: slot, part: p, file: f}
 	resumed := s.j.Done[p.Name] > 0
-	if err := w.fill(ctx); err != nil {
-		return err
-	}
-	err = w.verify(ctx)
-	if errors.Is(err, ErrHash) && (resumed || w.aided) {
-		// What lay in the slot before, or a patch, was not what it should
-		// have been: once more, from the signed content alone.
-		s.log.WarnContext(ctx, "part restarted", "event", "update.part.restarted", "part", p.Name, "error", err.Error())
-		if err := w.restart(ctx); err != nil {
-			return err
-		}
+	again := places(s.cfg.Client.cfg.Images, partFile(p.Target, p.SHA256)) - 1
+	err = w.fill(ctx)
+	if err == nil {
 		err = w.verify(ctx)
+	}
+	if resumed || w.aided {
+		again++
+	}
+	for ; again > 0 && (errors.Is(err, ErrHash) || errors.Is(err, ErrTooLarge)); again-- {
+		// What lay in the slot before, a patch, or what a mirror sent was not
+		// what it should have been: once more, from the signed content alone.
+		s.log.WarnContext(ctx, "part restarted", "event", "update.part.restarted", "part", p.Name, "error", err.Error())
+		if err = w.restart(ctx); err == nil {
+			err = w.verify(ctx)
+		}
 	}
 	return err
 }
@@ -252,7 +257,8 @@ type partWriter struct {
 	slot  Slot
 	part  manifest.Part
 	file  SlotFile
-	aided bool // an index or a patch was used
+	aided bool          // an index or a patch was used
+	from  io.ReadCloser // what the content came from last
 }
 
 // fill writes the part, from where an earlier attempt left off.
@@ -293,6 +299,7 @@ func (w *partWriter) stream(ctx context.Context, from int64) error {
 		next = end + checkpoint
 		return w.sync(ctx, end)
 	})
+	w.from = d.from
 	if err != nil {
 		if d.off > from && !isSink(err) {
 			err = errors.Join(err, w.sync(ctx, d.off))
@@ -335,6 +342,7 @@ func (w *partWriter) verify(ctx context.Context) error {
 	}
 	err = sameSum(what, h.Sum(nil), w.part.SHA256)
 	if err != nil {
+		passOver(w.from)
 		return errors.Join(err, w.mark(ctx, 0))
 	}
 	return nil
@@ -349,10 +357,10 @@ func (in *Installer) opaqueFile(slot Slot, part string) string {
 func (s *session) keepOpaque(slot Slot, parts map[string][]byte) error {
 	dir := filepath.Dir(s.opaqueFile(slot, "x"))
 	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("update: opaque parts: %w", err)
+		return stateError("opaque parts", err)
 	}
 	if err := durable.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("update: opaque parts: %w", err)
+		return stateError("opaque parts", err)
 	}
 	for name, data := range parts {
 		if err := durable.WriteFile(s.opaqueFile(slot, name), data, 0o600); err != nil {

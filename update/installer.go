@@ -76,6 +76,8 @@ func NewInstaller(cfg InstallerConfig) (*Installer, error) {
 		return nil, errors.New("update: InstallerConfig.Preflight is nil: use NoPreflight if nothing depends on what boots")
 	case cfg.Tries < 0 || cfg.Tries > 15:
 		return nil, fmt.Errorf("update: InstallerConfig.Tries is %d, want 1 to 15", cfg.Tries)
+	case cfg.HealthTimeout < 0:
+		return nil, errors.New("update: InstallerConfig.HealthTimeout is negative")
 	}
 	for _, c := range cfg.Health {
 		if c.Run == nil {
@@ -112,7 +114,7 @@ func (in *Installer) begin(ctx context.Context) (_ *session, err error) {
 		}
 	}()
 	if err := durable.MkdirAll(in.cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("update: installer state: %w", err)
+		return nil, stateError("installer state", err)
 	}
 	if unlock, err = lockFile(filepath.Join(in.cfg.Dir, "lock")); err != nil {
 		unlock = func() {}
@@ -178,7 +180,7 @@ func (in *Installer) Resume(ctx context.Context) (State, error) {
 	}
 	defer s.release()
 	if err := durable.Clean(in.cfg.Dir); err != nil {
-		return State{}, fmt.Errorf("update: installer state: %w", err)
+		return State{}, stateError("installer state", err)
 	}
 	err = s.resume(ctx)
 	return s.j.State, err

@@ -140,10 +140,10 @@ func (j *journal) save(dir string) error {
 	j.CRC = j.sum()
 	data, err := json.Marshal(j)
 	if err != nil {
-		return fmt.Errorf("update: installer state: %w", err)
+		return stateError("installer state", err)
 	}
 	if err := durable.WriteFile(journalFile(dir, j.Seq), data, 0o600); err != nil {
-		return fmt.Errorf("update: installer state: %w", err)
+		return stateError("installer state", err)
 	}
 	return nil
 }

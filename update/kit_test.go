@@ -232,3 +232,16 @@ func sha256Hex(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
 func downFrom(version string) func(*manifest.Release) {
 	return func(r *manifest.Release) { r.DowngradeFrom = []string{version} }
 }
+
+// other is the slot that is not running.
+func (d *device) other() update.SlotStatus {
+	d.t.Helper()
+	slots, err := d.boot.Slots(d.t.Context())
+	require.NoError(d.t, err)
+	for _, s := range slots {
+		if !s.Running {
+			return s
+		}
+	}
+	return update.SlotStatus{}
+}

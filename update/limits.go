@@ -1,6 +1,9 @@
 package update
 
-import "time"
+import (
+	"errors"
+	"time"
+)
 
 // Limits bound what a repository may cost. Zero fields take the defaults.
 type Limits struct {
@@ -14,8 +17,8 @@ type Limits struct {
 	RootRotations int
 	// Roles is how many targets roles one lookup visits. Default: 32.
 	Roles int
-	// Attempts is how often a transfer is resumed without any progress before
-	// it fails. Default: 4.
+	// Attempts is how often a transfer is resumed without 128 KiB of progress
+	// before it fails. Default: 4.
 	Attempts int
 	// Rate is the highest rate of part downloads in bytes per second. Zero
 	// means no limit.
@@ -23,6 +26,14 @@ type Limits struct {
 	// Patch is the most memory in bytes that applying a patch may take; a
 	// larger patch is passed over. Default: 48 MiB.
 	Patch int64
+}
+
+// check refuses negative limits: they would mean none, or never.
+func (l Limits) check() error {
+	if min(l.Root, l.Timestamp, l.Snapshot, l.Targets, l.Signed, int64(l.RootRotations), int64(l.Roles), int64(l.Attempts), l.Rate, l.Patch) < 0 {
+		return errors.New("update: Limits with a negative field")
+	}
+	return nil
 }
 
 func (l Limits) withDefaults() Limits {
@@ -40,9 +51,16 @@ func (l Limits) withDefaults() Limits {
 
 // Times and sizes that are not configurable.
 const (
-	chunk       = 256 << 10 // bytes read at a time from a source or slot
-	readBack    = 1 << 20   // bytes read back at a time from a slot
-	checkpoint  = 16 << 20  // bytes between two durable checkpoints of a download
-	retryPause  = 250 * time.Millisecond
+	chunk      = 256 << 10 // bytes read at a time from a source or slot
+	readBack   = 1 << 20   // bytes read back at a time from a slot
+	checkpoint = 16 << 20  // bytes between two durable checkpoints of a download
+	retryPause = 250 * time.Millisecond
+
+	// leastProgress is how many bytes Limits.Attempts requests must bring: more
+	// than the default minimum rate asks for in that time.
+	leastProgress = 128 << 10
+	// slowRanges is after which time ranges of single blocks must have come at
+	// the default minimum rate on the whole.
+	slowRanges  = time.Minute
 	defaultTrys = 3 // boots of a trial
 )

@@ -16,7 +16,7 @@ import (
 // now: a role that two others delegate to is verified for each of them.
 func (t *trusted) role(ctx context.Context, role, delegator string) (*metadata.Metadata[metadata.TargetsType], error) {
 	pair := [2]string{delegator, role}
-	if m := t.verified[pair]; m != nil {
+	if m := t.verified[pair]; m != nil && !m.Signed.IsExpired(t.now()) { // it may have expired since
 		t.Targets[role] = m
 		return m, nil
 	}
@@ -47,15 +47,17 @@ func (t *trusted) role(ctx context.Context, role, delegator string) (*metadata.M
 			return t.verified[pair], nil
 		}
 	}
-	data, err := t.repo.fetchSigned(ctx, t.TrustedMetadata, role, meta, t.repo.limits.Targets)
-	if err != nil {
-		return nil, err
-	}
-	if err := load(data); err != nil {
-		err = classify(what, err)
+	data, err := t.repo.fetchSigned(ctx, t.TrustedMetadata, role, meta, t.repo.limits.Targets, func(data []byte) error {
+		err := load(data)
 		if version := new(metadata.ErrBadVersionNumber); errors.As(err, &version) {
-			return nil, refuseErr(ErrMixAndMatch, what, version)
+			return refuseErr(ErrMixAndMatch, what, version)
 		}
+		if err != nil {
+			return classify(what, err)
+		}
+		return nil
+	})
+	if err != nil {
 		return nil, err
 	}
 	return t.verified[pair], t.repo.keep(role, data)

@@ -50,7 +50,7 @@ func (t *trusted) stale(now time.Time) bool {
 // refresh runs the client workflow of the TUF specification, section 5.
 func (r *repo) refresh(ctx context.Context, now time.Time, floor RepositoryFloors) (*trusted, error) {
 	if err := durable.MkdirAll(filepath.Join(r.dir, "root_history"), 0o755); err != nil {
-		return nil, fmt.Errorf("update: cache: %w", err)
+		return nil, stateError("cache", err)
 	}
 	t, err := r.openRoot()
 	if err != nil {
@@ -147,19 +147,21 @@ func (r *repo) updateRoot(ctx context.Context, t *trustedmetadata.TrustedMetadat
 	}
 	for range r.limits.RootRotations {
 		next := t.Root.Signed.Version + 1
-		data, err := readAll(ctx, r.src, "metadata/"+tufmeta.MetadataName(metadata.ROOT, next), r.limits.Root)
-		if errors.Is(err, fs.ErrNotExist) {
+		what := fmt.Sprintf("%s: root %d", r.name, next)
+		data, err := readAll(ctx, r.src, "metadata/"+tufmeta.MetadataName(metadata.ROOT, next), r.limits.Root, func(data []byte) error {
+			if err := nextRoot(t, data); err != nil {
+				return classify(what, err)
+			}
+			return nil
+		})
+		if errors.Is(err, fs.ErrNotExist) { // one mirror that says so is enough: no other has it
 			break
 		}
-		what := fmt.Sprintf("%s: root %d", r.name, next)
 		if err != nil {
 			return r.fetchError(what, err)
 		}
-		if err := nextRoot(t, data); err != nil {
-			return classify(what, err)
-		}
 		if err := durable.WriteFile(r.historyFile(next), data, 0o644); err != nil {
-			return fmt.Errorf("update: cache: %w", err)
+			return stateError("cache", err)
 		}
 		r.log.InfoContext(ctx, "root rotated", "event", "update.root.rotated", "repository", r.name, "version", next)
 	}
@@ -206,7 +208,7 @@ func (r *repo) keep(role string, data []byte) error {
 		return nil
 	}
 	if err := durable.WriteFile(r.cacheFile(role), data, 0o644); err != nil {
-		return fmt.Errorf("update: cache: %w", err)
+		return stateError("cache", err)
 	}
 	return nil
 }
@@ -240,32 +242,30 @@ func (r *repo) updateTimestamp(ctx context.Context, t *trustedmetadata.TrustedMe
 			r.ignoreCache(ctx, metadata.TIMESTAMP, err)
 		}
 	}
-	data, err := readAll(ctx, r.src, "metadata/timestamp.json", r.limits.Timestamp)
+	known := false
+	data, err := readAll(ctx, r.src, "metadata/timestamp.json", r.limits.Timestamp, func(data []byte) error {
+		err := load(data)
+		equal := new(metadata.ErrEqualVersionNumber)
+		known = errors.As(err, &equal)
+		if err != nil && !known {
+			return classify(what, err)
+		}
+		ts := &t.Timestamp.Signed
+		if ts.Version < floor.Timestamp {
+			return refuse(ErrRollback, what, "version %d is below the floor %d", ts.Version, floor.Timestamp)
+		}
+		if ts.IsExpired(t.RefTime) {
+			return r.expired(metadata.TIMESTAMP, ts.Expires, t.RefTime)
+		}
+		return nil
+	})
 	if err != nil {
 		return r.fetchError(what, err)
 	}
-	err = load(data)
-	equal := new(metadata.ErrEqualVersionNumber)
-	switch {
-	case errors.As(err, &equal):
-	case err != nil:
-		return classify(what, err)
-	default:
-		if v := t.Timestamp.Signed.Version; v < floor.Timestamp {
-			return refuse(ErrRollback, what, "version %d is below the floor %d", v, floor.Timestamp)
-		}
-		if err := r.keep(metadata.TIMESTAMP, data); err != nil {
-			return err
-		}
+	if known {
+		return nil
 	}
-	ts := &t.Timestamp.Signed
-	if ts.Version < floor.Timestamp {
-		return refuse(ErrRollback, what, "version %d is below the floor %d", ts.Version, floor.Timestamp)
-	}
-	if ts.IsExpired(t.RefTime) {
-		return r.expired(metadata.TIMESTAMP, ts.Expires, t.RefTime)
-	}
-	return nil
+	return r.keep(metadata.TIMESTAMP, data)
 }
 
 func (r *repo) updateSnapshot(ctx context.Context, t *trustedmetadata.TrustedMetadata, floor RepositoryFloors) error {
@@ -292,12 +292,14 @@ func (r *repo) updateSnapshot(ctx context.Context, t *trustedmetadata.TrustedMet
 		}
 	}
 	if !fresh {
-		data, err := r.fetchSigned(ctx, t, metadata.SNAPSHOT, meta, r.limits.Snapshot)
+		data, err := r.fetchSigned(ctx, t, metadata.SNAPSHOT, meta, r.limits.Snapshot, func(data []byte) error {
+			if err := load(data, false); err != nil {
+				return classify(what, err)
+			}
+			return nil
+		})
 		if err != nil {
 			return err
-		}
-		if err := load(data, false); err != nil {
-			return classify(what, err)
 		}
 		if err := r.keep(metadata.SNAPSHOT, data); err != nil {
 			return err
@@ -310,8 +312,8 @@ func (r *repo) updateSnapshot(ctx context.Context, t *trustedmetadata.TrustedMet
 }
 
 // fetchSigned fetches a file of which a trusted file states the version and,
-// if it cares to, the length.
-func (r *repo) fetchSigned(ctx context.Context, t *trustedmetadata.TrustedMetadata, role string, meta *metadata.MetaFiles, limit int64) ([]byte, error) {
+// if it cares to, the length, and that check accepts.
+func (r *repo) fetchSigned(ctx context.Context, t *trustedmetadata.TrustedMetadata, role string, meta *metadata.MetaFiles, limit int64, check func([]byte) error) ([]byte, error) {
 	what := fmt.Sprintf("%s: %s %d", r.name, role, meta.Version)
 	if meta.Length > 0 {
 		if limit = meta.Length; limit > r.limits.Signed {
@@ -322,7 +324,7 @@ func (r *repo) fetchSigned(ctx context.Context, t *trustedmetadata.TrustedMetada
 	if t.Root.Signed.ConsistentSnapshot {
 		name = "metadata/" + tufmeta.MetadataName(role, meta.Version)
 	}
-	data, err := readAll(ctx, r.src, name, limit)
+	data, err := readAll(ctx, r.src, name, limit, check)
 	if err != nil {
 		return nil, r.fetchError(what, err)
 	}

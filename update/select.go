@@ -1,11 +1,11 @@
 package update
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -107,6 +107,8 @@ func (c *Client) Select(ctx context.Context, node Node) (*Selection, error) {
 		} else if why == nil {
 			if rollout.Withdrawn != "" {
 				why = errors.New("withdrawn: " + rollout.Withdrawn)
+			} else if rollout.Paused {
+				why = errors.New("rollout is paused")
 			} else if err := assigned.agrees(&s.release, s.sha256); errors.Is(err, ErrMixAndMatch) {
 				return nil, err
 			} else {
@@ -207,6 +209,36 @@ func (c *Client) release(ctx context.Context, t *trusted, name string) (*Selecti
 	return &Selection{release: *rel, sha256: fmt.Sprintf("%x", tgt.hashes["sha256"]), client: c}, rollout, nil
 }
 
+// stands returns ErrWithdrawn when the metadata that is trusted now does not
+// offer a selection any more.
+func (c *Client) stands(ctx context.Context, s *Selection) error {
+	select {
+	case c.lock <- struct{}{}:
+		defer func() { <-c.lock }()
+	case <-ctx.Done():
+		return fmt.Errorf("update: wait for the client: %w", context.Cause(ctx))
+	}
+	if c.trust == nil { // nothing newer is known
+		return nil
+	}
+	name := manifest.ReleaseTarget(s.release.Channel, s.release.Name)
+	f := c.trust.Targets[metadata.TARGETS].Signed.Targets[name]
+	if f == nil || fmt.Sprintf("%x", []byte(f.Hashes["sha256"])) != s.sha256 {
+		return refuse(ErrWithdrawn, "release "+s.release.Name, "the repository does not list it any more: select again")
+	}
+	if f.Custom == nil {
+		return nil
+	}
+	r, err := manifest.ParseRollout(*f.Custom)
+	if err != nil {
+		return refuseErr(ErrMalformed, name, err)
+	}
+	if r.Withdrawn != "" {
+		return refuse(ErrWithdrawn, "release "+s.release.Name, "%s", r.Withdrawn)
+	}
+	return nil
+}
+
 // object returns a small target, from the cache where it is there and right.
 func (r *repo) object(ctx context.Context, t *Target, limit int64) ([]byte, error) {
 	if t.length > limit {
@@ -218,33 +250,42 @@ func (r *repo) object(ctx context.Context, t *Target, limit int64) ([]byte, erro
 	}
 	dir := filepath.Join(r.dir, "objects")
 	file := filepath.Join(dir, fmt.Sprintf("%x", sum))
-	if f, err := os.Open(file); err == nil {
+	if f, err := openRegular(file); err == nil {
 		err = t.Verify(f)
 		_ = f.Close()
 		if err == nil {
 			return readFileLimit(file, limit)
 		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("update: cache: %w", err)
 	}
-	var buf []byte
-	v := t.verifier()
-	d := download{src: r.src, names: t.files, length: t.length, limits: r.limits}
-	if err := d.run(ctx, func(p []byte, _ int64) error {
-		buf = append(buf, p...)
-		_, err := v.Write(p)
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	if err := v.check(); err != nil {
+	buf, err := fetchSmall(ctx, r.src, t.files, t.length, r.limits, func(data []byte) error { return t.Verify(bytes.NewReader(data)) })
+	if err != nil {
 		return nil, err
 	}
 	if err := durable.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("update: cache: %w", err)
+		return nil, stateError("cache", err)
+	}
+	if err := pruneObjects(dir); err != nil {
+		return nil, stateError("cache", err)
 	}
 	if err := durable.WriteFile(file, buf, 0o644); err != nil {
-		return nil, fmt.Errorf("update: cache: %w", err)
+		return nil, stateError("cache", err)
 	}
 	return buf, nil
+}
+
+// pruneObjects forgets all objects when there are more than any channel can
+// need: those of releases and assignments that are gone.
+func pruneObjects(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) < 2*maxReleases {
+		return err
+	}
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -95,20 +95,3 @@ func (r *ctxReader) Read(p []byte) (int, error) {
 }
 
 func (r *ctxReader) Close() error { return r.c.Close() }
-
-// readAll reads a whole small file, at most limit bytes.
-func readAll(ctx context.Context, s Source, name string, limit int64) ([]byte, error) {
-	r, err := s.Open(ctx, name, 0, -1)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	data, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, refuse(ErrTooLarge, name, "more than %d bytes", limit)
-	}
-	return data, nil
-}

@@ -138,16 +138,13 @@ func (t *trusted) target(ctx context.Context, name string) (*Target, error) {
 // Download writes a target's content to w and verifies it on the way. Bytes
 // reach w before they are verified: on an error discard what was written.
 func (c *Client) Download(ctx context.Context, t *Target, w io.Writer) error {
-	v := t.verifier()
-	if err := c.fetch(ctx, t, w, v, nil); err != nil {
-		return err
-	}
-	return v.check()
+	return c.fetch(ctx, t, w, t.verifier(), nil)
 }
 
-// fetch writes what comes after the first v.n bytes of a target to w and v.
+// fetch writes what comes after the first v.n bytes of a target to w and v, and
+// verifies all of it.
 func (c *Client) fetch(ctx context.Context, t *Target, w io.Writer, v *verifier, progress func(done, total int64)) error {
-	d := download{src: c.cfg.Images, names: t.files, length: t.length, off: v.n, limits: c.cfg.Limits}
+	d := download{src: c.cfg.Images, names: t.files, length: t.length, off: v.n, limits: c.cfg.Limits, check: v.check}
 	return d.run(ctx, func(p []byte, _ int64) error {
 		if _, err := w.Write(p); err != nil {
 			return err
@@ -170,6 +167,8 @@ type download struct {
 	length int64
 	off    int64 // where to start, and where it stands
 	limits Limits
+	check  func() error  // of the whole, once all of it is there; nil for a later one
+	from   io.ReadCloser // what it came from last
 }
 
 // sinkError is an error of where the bytes go, not of where they come from.
@@ -188,9 +187,16 @@ func (d *download) run(ctx context.Context, sink func(p []byte, off int64) error
 		limiter = rate.NewLimiter(rate.Limit(d.limits.Rate), chunk)
 	}
 	buf := make([]byte, chunk)
-	for failures := 0; ; {
+	start := d.off
+	for failures, mark := 0, d.off; ; {
 		before := d.off
 		err := d.once(ctx, buf, limiter, sink)
+		if err == nil && d.check != nil {
+			if err = d.check(); err != nil {
+				passOver(d.from)
+				return err
+			}
+		}
 		if err == nil {
 			return nil
 		}
@@ -204,14 +210,19 @@ func (d *download) run(ctx context.Context, sink func(p []byte, off int64) error
 		if isSink(err) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrServer) || errors.Is(err, ErrRedirect) {
 			return err
 		}
-		if errors.Is(err, fs.ErrNotExist) {
+		if absent(err) {
 			return refuse(ErrNotInRepository, d.names[0], "signed metadata lists it, but the file is not there")
 		}
-		if d.off > before {
-			failures = 0
+		if d.off < before+leastProgress {
+			passOver(d.from)
+		}
+		if d.off >= mark+leastProgress { // a few bytes for each request are no progress
+			failures, mark = 0, d.off
 		}
 		if failures++; failures >= d.limits.Attempts {
-			if r := new(RefusedError); errors.As(err, &r) {
+			if r := new(RefusedError); d.off > start && d.off < mark+leastProgress && failures > 1 {
+				return &RefusedError{Reason: ErrSlow, What: d.names[0], Detail: fmt.Sprintf("%d bytes in %d requests", d.off-mark, failures), Err: err}
+			} else if errors.As(err, &r) {
 				return err
 			}
 			return refuseErr(ErrUnavailable, d.names[0], err)
@@ -231,9 +242,11 @@ func (d *download) once(ctx context.Context, buf []byte, limiter *rate.Limiter, 
 		return err
 	}
 	defer r.Close()
+	d.from = r
 	for {
 		n, err := r.Read(buf)
 		if d.off+int64(n) > d.length {
+			passOver(r)
 			return refuse(ErrTooLarge, d.names[0], "goes on after its signed length of %d bytes", d.length)
 		}
 		if n > 0 {

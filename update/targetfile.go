@@ -24,7 +24,7 @@ import (
 // there. Errors are those of Download, ErrNoSpace, and ErrBusy when another
 // call is fetching the same file.
 func (c *Client) DownloadFile(ctx context.Context, t *Target, name string, progress func(done, total int64)) error {
-	if f, err := os.Open(name); err == nil {
+	if f, err := openRegular(name); err == nil {
 		same := t.isFile(ctx, f)
 		if err := f.Close(); err != nil {
 			return fmt.Errorf("update: %w", err)
@@ -43,9 +43,13 @@ func (c *Client) DownloadFile(ctx context.Context, t *Target, name string, progr
 	}
 	defer unlock()
 	resumed, err := c.fillPart(ctx, t, part, progress)
-	if resumed && errors.Is(err, ErrHash) {
+	again := places(c.cfg.Images, t.files[0]) - 1
+	if resumed {
+		again++
+	}
+	for ; again > 0 && (errors.Is(err, ErrHash) || errors.Is(err, ErrTooLarge)); again-- {
 		// What lay there was not the target's beginning: a power cut left
-		// other bytes.
+		// other bytes, or a mirror lied.
 		if err = os.Truncate(part, 0); err == nil {
 			_, err = c.fillPart(ctx, t, part, progress)
 		}
@@ -127,9 +131,6 @@ func (c *Client) fillPart(ctx context.Context, t *Target, part string, progress 
 		return false, fmt.Errorf("update: target %s: %w", t.name, err)
 	}
 	if err := c.fetch(ctx, t, f, v, progress); err != nil {
-		return n > 0, err
-	}
-	if err := v.check(); err != nil {
 		return n > 0, err
 	}
 	if err := f.Chmod(0o644); err != nil {

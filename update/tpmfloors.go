@@ -79,7 +79,7 @@ func (s *tpmFloors) do(ctx context.Context, f func(*tpm.Device) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := durable.MkdirAll(s.cfg.Dir, 0o700); err != nil {
-		return fmt.Errorf("update: floors: %w", err)
+		return stateError("floors", err)
 	}
 	return s.dev.Do(ctx, f)
 }
@@ -118,7 +118,7 @@ func (s *tpmFloors) write(d *tpm.Device, name string, f floorsFile) (err error) 
 		return err
 	}
 	if err := f.write(name); err != nil {
-		return fmt.Errorf("update: floors: %w", err)
+		return stateError("floors", err)
 	}
 	return nil
 }
@@ -169,7 +169,7 @@ func (s *tpmFloors) load(d *tpm.Device) (floorsFile, error) {
 			// The other copy was lost, or a power cut came before it was
 			// written.
 			if err := f.write(floorNames(s.cfg.Dir)[1-i]); err != nil {
-				return floorsFile{}, fmt.Errorf("update: floors: %w", err)
+				return floorsFile{}, stateError("floors", err)
 			}
 		}
 		return *f, nil
@@ -261,7 +261,7 @@ func (s *tpmFloors) public(d *tpm.Device) (*tpm2.TPM2BName, error) {
 func (s *tpmFloors) counter(d *tpm.Device, name tpm2.TPM2BName) (n uint64, err error) {
 	srk, err := tpm.SRK(d, s.cfg.OwnerAuth)
 	if err != nil {
-		return 0, fmt.Errorf("update: floors: %w", err)
+		return 0, stateError("floors", err)
 	}
 	defer func() { err = errors.Join(err, srk.Flush()) }()
 	rsp, err := tpm2.NVRead{
@@ -296,7 +296,7 @@ func macTemplate() tpm2.TPMTPublic {
 func (s *tpmFloors) mac(d *tpm.Device, f floorsFile) (mac []byte, err error) {
 	key, err := tpm.CreatePrimary(d, tpm2.TPMRHOwner, s.cfg.OwnerAuth, macTemplate())
 	if err != nil {
-		return nil, fmt.Errorf("update: floors: %w", err)
+		return nil, stateError("floors", err)
 	}
 	defer func() { err = errors.Join(err, key.Flush()) }()
 	body := sha256.Sum256(f.body())

@@ -98,7 +98,8 @@ type Rollout struct {
 	// Waves are ascending in start and share. A node whose bucket lies
 	// within the share of a wave that has started may install.
 	Waves []Wave `json:"waves,omitempty"`
-	// Paused stops the rollout; nodes that have the release keep it.
+	// Paused stops the rollout, whatever a director assigns; nodes that have
+	// the release keep it.
 	Paused bool `json:"paused,omitempty"`
 	// Nodes lists node IDs that may install at once, whatever the waves.
 	Nodes []string `json:"nodes,omitempty"`
