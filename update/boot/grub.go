@@ -56,7 +56,7 @@ func NewGRUB(cfg GRUBConfig) (update.BootControl, error) {
 	if err := checkSlots(cfg.Slots); err != nil {
 		return nil, err
 	}
-	c := &envControl{env: grubEnv(cfg.Path), slots: cfg.Slots, cmdline: cfg.CommandLine}
+	c := &envControl{env: grubEnv(cfg.Path), slots: cfg.Slots, cmdline: cfg.CommandLine, max: 15}
 	return c, c.init()
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/trusttree/trusttree/internal/durable"
 	"github.com/trusttree/trusttree/update"
 )
 
@@ -36,12 +37,15 @@ func (s FileSlots) Open(ctx context.Context, slot update.Slot, part string) (upd
 		return nil, fmt.Errorf("boot: no place for part %q in slot %q", part, slot)
 	}
 	dir := filepath.Join(s.Dir, string(slot))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(filepath.Join(dir, part), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
+	}
+	if err := durable.SyncDir(dir); err != nil { // the file may be new
+		return nil, errors.Join(err, f.Close())
 	}
 	return &slotFile{File: f, size: s.Capacity}, nil
 }

@@ -50,7 +50,7 @@ func UBootScript(slots [2]update.Slot) string {
 }
 
 // NewUBoot returns a boot control over U-Boot's redundant environment. U-Boot
-// must run UBootScript. With at most 9 tries, as U-Boot counts in hexadecimal.
+// must run UBootScript. Tries are cut to 9, as U-Boot counts in hexadecimal.
 func NewUBoot(cfg UBootConfig) (update.BootControl, error) {
 	if err := checkSlots(cfg.Slots); err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func NewUBoot(cfg UBootConfig) (update.BootControl, error) {
 	if cfg.Size < 512 || cfg.Size > 1<<20 || cfg.Copies[0] == cfg.Copies[1] {
 		return nil, fmt.Errorf("boot: U-Boot environment of %d bytes in %v: want 512 B to 1 MiB in two places", cfg.Size, cfg.Copies)
 	}
-	c := &envControl{env: &ubootEnv{cfg: cfg}, slots: cfg.Slots, cmdline: cfg.CommandLine}
+	c := &envControl{env: &ubootEnv{cfg: cfg}, slots: cfg.Slots, cmdline: cfg.CommandLine, max: 9}
 	return c, c.init()
 }
 

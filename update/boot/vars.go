@@ -23,6 +23,7 @@ type envControl struct {
 	env     environment
 	slots   [2]update.Slot
 	cmdline string
+	max     int // tries that the loader can count; more are cut to it
 	mu      sync.Mutex
 }
 
@@ -90,7 +91,7 @@ func (c *envControl) Arm(ctx context.Context, s update.Slot, tries int) error {
 	if tries < 1 || tries > 15 {
 		return fmt.Errorf("boot: %d tries, want 1 to 15", tries)
 	}
-	return c.edit(ctx, s, func(_ map[string]string, e *entry) { *e = entry{tries: tries} })
+	return c.edit(ctx, s, func(_ map[string]string, e *entry) { *e = entry{tries: min(tries, c.max)} })
 }
 
 // MarkGood implements update.BootControl.
