@@ -280,6 +280,13 @@ func (r *Repository) commit(ctx context.Context, p *prepared, signers []crypto.S
 		}
 		files = append(files, file{"metadata/" + tufmeta.MetadataName(metadata.ROOT, p.root.Signed.Version), data})
 	}
+	if l, ok := r.store.(locker); ok {
+		unlock, err := l.lock()
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
 	if err := r.unchanged(ctx); err != nil {
 		return err
 	}
@@ -290,6 +297,9 @@ func (r *Repository) commit(ctx context.Context, p *prepared, signers []crypto.S
 			}
 			return fmt.Errorf("repository: %s: %w", f.name, err)
 		}
+	}
+	if err := r.unchanged(ctx); err != nil { // a store without a lock: who was last is last
+		return err
 	}
 	if err := r.store.Put(ctx, "metadata/timestamp.json", bytes.NewReader(tsData), true); err != nil {
 		return fmt.Errorf("repository: timestamp: %w", err)

@@ -2,6 +2,7 @@ package repository
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,12 @@ type Store interface {
 	// appears. It returns fs.ErrExist when the name is taken, unless
 	// replace is set, which it is for metadata/timestamp.json and drafts.
 	Put(ctx context.Context, name string, r io.Reader, replace bool) error
+}
+
+// locker is a Store that keeps two edits apart until one is published.
+type locker interface {
+	// lock returns ErrConflict when somebody else holds the lock.
+	lock() (unlock func(), err error)
 }
 
 // DirStore keeps a repository in a directory, from which any web server can
@@ -60,10 +67,33 @@ func (d dirStore) Put(ctx context.Context, name string, r io.Reader, replace boo
 	if err := durable.MkdirAll(filepath.Dir(p), 0o755); err != nil {
 		return err
 	}
-	return durable.WriteFunc(p, 0o644, func(w io.Writer) error {
+	write := func(w io.Writer) error {
 		_, err := io.CopyBuffer(w, &ctxReader{ctx, r}, make([]byte, 256<<10))
 		return err
-	})
+	}
+	if replace {
+		return durable.WriteFunc(p, 0o644, write)
+	}
+	return putNew(p, write)
+}
+
+// putNew makes a file that must not be there yet. Of two that make it at the
+// same time one succeeds: a link, unlike a renaming, replaces nothing.
+func putNew(p string, write func(io.Writer) error) (err error) {
+	tmp := filepath.Join(filepath.Dir(p), ".new.tmp-"+rand.Text())
+	if err := durable.WriteFunc(tmp, 0o644, write); err != nil {
+		return err
+	}
+	err = os.Link(tmp, p)
+	switch {
+	case err == nil, errors.Is(err, fs.ErrExist):
+		return errors.Join(err, durable.Remove(tmp))
+	}
+	// A file system without links: who looks first is first.
+	if _, serr := os.Lstat(p); serr == nil {
+		return errors.Join(&fs.PathError{Op: "put", Path: p, Err: fs.ErrExist}, durable.Remove(tmp))
+	}
+	return durable.Rename(tmp, p)
 }
 
 type ctxReader struct {
