@@ -25,8 +25,8 @@
 //	publish draft -repo R                              what is missing
 //	publish publish-draft -repo R -key o.pem
 //
-// Exit codes: 0 done, 1 failed, 2 usage, 3 refused (signatures missing, conflict),
-// 4 unavailable.
+// Exit codes: 0 done, 1 failed (of check: something is urgent), 2 usage, 3 refused
+// (signatures missing, conflict), 4 unavailable.
 package main
 
 import (

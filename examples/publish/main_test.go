@@ -56,6 +56,14 @@ func TestFromKeyToNode(t *testing.T) {
 	publish(3, "refresh", "-repo", f("repo"), "-key", f("o"))
 	publish(0, "check", "-repo", f("repo"), "-json")
 	assert.True(t, strings.HasPrefix(out.String(), "[{"))
+	img, err := filepath.Glob(filepath.Join(f("repo"), "targets/parts/stable/os-2.0/*rootfs"))
+	require.NoError(t, err)
+	require.Len(t, img, 1)
+	require.NoError(t, os.Rename(img[0], f("gone")))
+	publish(1, "check", "-repo", f("repo"))
+	publish(1, "check", "-repo", f("repo"), "-json") // what is urgent fails in either form
+	assert.Contains(t, out.String(), "missing from the store")
+	require.NoError(t, os.Rename(f("gone"), img[0]))
 	t.Chdir(dir)
 	publish(0, "export", "-repo", f("repo"), "-out", f("stick.tar"), "releases/", "parts/")
 

@@ -356,9 +356,6 @@ func check(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	if *asJSON {
-		return json.NewEncoder(a.out).Encode(append([]repository.Problem{}, problems...))
-	}
 	urgent := 0
 	for _, p := range problems {
 		mark := " "
@@ -366,7 +363,14 @@ func check(ctx context.Context, a *app, args []string) error {
 			mark = "!"
 			urgent++
 		}
-		fmt.Fprintf(a.out, "%s %s: %s\n", mark, p.What, p.Detail)
+		if !*asJSON {
+			fmt.Fprintf(a.out, "%s %s: %s\n", mark, p.What, p.Detail)
+		}
+	}
+	if *asJSON {
+		if err := json.NewEncoder(a.out).Encode(append([]repository.Problem{}, problems...)); err != nil {
+			return err
+		}
 	}
 	if urgent > 0 {
 		return fmt.Errorf("%d urgent problems", urgent)
