@@ -7,12 +7,15 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"math/big"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -78,6 +81,59 @@ func TestRevocationByToBeSignedHash(t *testing.T) {
 	on, why = build(dbx).Enforcing()
 	require.False(t, on)
 	assert.Equal(t, secureboot.CodeSBRevoked, why[0].Code)
+}
+
+// Behaviour 17: firmware with SHA-384 or SHA-512 entries in dbx revokes by them.
+func TestRevocationByLongerHashes(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "db"}, NotBefore: now, NotAfter: now.Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	require.NoError(t, err)
+	cert, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	db := list(uint32(28+16+len(der)), 0, uint32(16+len(der)), append(make([]byte, 16), der...)...)
+	entry := func(typ string, more int, sum []byte) []byte {
+		size := uint32(16 + len(sum) + more)
+		l := list(28+size, 0, size, append(append(make([]byte, 16), sum...), make([]byte, more)...)...)
+		raw, err := hex.DecodeString(typ)
+		require.NoError(t, err)
+		copy(l, raw)
+		return l
+	}
+	state := func(bank crypto.Hash, dbx func(image []byte) []byte) *secureboot.State {
+		ev := forge(t, "uki-sb-on", func(events []logtest.Event) []logtest.Event {
+			i := find(events, 4, eventlog.EvEFIBootServicesApp)
+			var image []byte
+			for _, d := range events[i].Digests {
+				if d.Hash == bank {
+					image = d.Value
+				}
+			}
+			events = variableEvent("dbx", dbx(image))(variableEvent("db", db)(events))
+			i = find(events, 7, eventlog.EvEFIVariableAuthority)
+			head := bytes.Clone(events[i].Data[:32+4])
+			binary.LittleEndian.PutUint64(head[24:], uint64(16+len(der)))
+			events[i] = logtest.Measured(7, events[i].Type, append(append(head, make([]byte, 16)...), der...), banks...)
+			return events
+		}, true)
+		if bank != ev.Bank {
+			_, events := logtest.Split(ev.EventLog)
+			ev.Bank, ev.PCRs = bank, logtest.Values(bank, events)
+		}
+		s := secureboot.Inspect(ev).SecureBoot
+		require.NotNil(t, s)
+		return s
+	}
+	revoked := func(s *secureboot.State) bool {
+		_, why := s.Enforcing()
+		return slices.ContainsFunc(why, func(f secureboot.Finding) bool { return f.Code == secureboot.CodeSBRevoked })
+	}
+	sum384, sum512 := sha512.Sum384(cert.RawTBSCertificate), sha512.Sum512(cert.RawTBSCertificate)
+	require.False(t, revoked(state(crypto.SHA384, func([]byte) []byte { return nil })))
+	assert.True(t, revoked(state(crypto.SHA256, func([]byte) []byte { return entry("6e877670c280e64eaad228b349a6865b", 16, sum384[:]) })))
+	assert.True(t, revoked(state(crypto.SHA256, func([]byte) []byte { return entry("63bf6d440225da4cbcfa2465d2b0fe9d", 16, sum512[:]) })))
+	assert.True(t, revoked(state(crypto.SHA384, func(image []byte) []byte { return entry("07533effd09fc94885f18ad56c701e01", 0, image) })))
 }
 
 // Behaviour 19: attempts that were left out are said; "Booting to …" is no

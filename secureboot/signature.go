@@ -2,6 +2,7 @@ package secureboot
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/sha256"
 	"encoding/asn1"
 	"encoding/binary"
@@ -25,15 +26,25 @@ var (
 	typeX509       = guid("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 	typeSHA256     = guid("c1c41626-504c-4092-aca9-41f936934328")
 	typeX509SHA256 = guid("3bd2a492-96c0-4079-b420-fcf98ef103ed")
+	typeSHA384     = guid("ff3e5307-9fd0-48c9-85f1-8ad56c701e01")
+	typeSHA512     = guid("093e0fae-a6c4-4f50-9f1b-d41e2b89c19a")
 )
+
+// tbsHashes are the types that revoke certificates by the hash of their
+// to-be-signed part.
+var tbsHashes = map[[16]byte]crypto.Hash{
+	typeX509SHA256: crypto.SHA256,
+	guid("7076876e-80c2-4ee6-aad2-28b349a6865b"): crypto.SHA384,
+	guid("446dbf63-2502-4cda-bcfa-2465d2b0fe9d"): crypto.SHA512,
+}
 
 // signatureSizes are the sizes that the type fixes, with the owner's 16 bytes.
 var signatureSizes = map[[16]byte]uint32{
 	typeSHA256:     48,
 	typeX509SHA256: 64,
-	guid("826ca512-cf10-4ac9-b187-be01496631bd"): 36,  // SHA-1
-	guid("ff3e5307-9fd0-48c9-85f1-8ad56c701e01"): 64,  // SHA-384
-	guid("093e0fae-a6c4-4f50-9f1b-d41e2b89c19a"): 80,  // SHA-512
+	guid("826ca512-cf10-4ac9-b187-be01496631bd"): 36, // SHA-1
+	typeSHA384: 64,
+	typeSHA512: 80,
 	guid("3c5766e8-269c-4e34-aa14-ed776e85b3b6"): 272, // RSA-2048
 	guid("7076876e-80c2-4ee6-aad2-28b349a6865b"): 80,  // X509 SHA-384
 	guid("446dbf63-2502-4cda-bcfa-2465d2b0fe9d"): 96,  // X509 SHA-512
@@ -60,7 +71,10 @@ func (s Signature) ID() string {
 	return "data:" + hex.EncodeToString(d[:])
 }
 
-func (s Signature) isHash() bool { return s.Type == typeSHA256 }
+// isHash says whether the entry is the hash of an image.
+func (s Signature) isHash() bool {
+	return s.Type == typeSHA256 || s.Type == typeSHA384 || s.Type == typeSHA512
+}
 
 func (s Signature) same(o Signature) bool { return s.Type == o.Type && bytes.Equal(s.Data, o.Data) }
 
@@ -144,11 +158,16 @@ func revoked(s Signature, dbx []Signature) bool {
 		if x.same(s) {
 			return true
 		}
-		if x.Type == typeX509SHA256 && s.Type == typeX509 {
+		if h := tbsHashes[x.Type]; h != 0 && s.Type == typeX509 {
 			if tbs == nil {
-				tbs = tbsHash(s.Data)
+				tbs = toBeSigned(s.Data)
 			}
-			if len(tbs) == 0 || bytes.Equal(x.Data[:32], tbs) { // not readable: can't be ruled out
+			if len(tbs) == 0 { // not readable: can't be ruled out
+				return true
+			}
+			w := h.New()
+			w.Write(tbs)
+			if bytes.Equal(x.Data[:h.Size()], w.Sum(nil)) {
 				return true
 			}
 		}
@@ -156,14 +175,13 @@ func revoked(s Signature, dbx []Signature) bool {
 	return false
 }
 
-// tbsHash hashes a certificate's TBSCertificate without judging the rest, so
+// toBeSigned returns a certificate's TBSCertificate without judging the rest, so
 // that certificates which crypto/x509 refuses can still be revoked.
-func tbsHash(der []byte) []byte {
+func toBeSigned(der []byte) []byte {
 	var outer, tbs asn1.RawValue
 	if _, err := asn1.Unmarshal(der, &outer); err == nil {
 		if _, err := asn1.Unmarshal(outer.Bytes, &tbs); err == nil {
-			d := sha256.Sum256(tbs.FullBytes)
-			return d[:]
+			return tbs.FullBytes
 		}
 	}
 	return []byte{}

@@ -16,6 +16,10 @@
 // PCRs are the attacker's to choose: VerifiedEvent.Fact returns data only as far
 // as the digest binds it (see Binding), and Hint is for people.
 //
+// CCEL areas, and events that earlier firmware handed over, were met only as
+// data made after their specifications: no machine with them was there to test
+// on. All else is tested on logs of real boots.
+//
 // Parsing copies nothing and allocates once; the log must not be changed while
 // a Log made from it is in use. No declared size is believed: every count is
 // bounded by the bytes that are there.
