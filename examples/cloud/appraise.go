@@ -132,6 +132,12 @@ func (c *cloud) attestation() verifyFunc {
 		start := time.Now()
 		result, err := exchange(ctx, c.verifier, device, peer, stream, bind)
 		verdict := wire.Verdict{Version: 1, OK: err == nil}
+		if cut := new(unfinished); errors.As(err, &cut) {
+			// The node or its network went away: that says nothing about the node.
+			c.log.Warn("attestation unfinished", "event", "attest.unfinished", "node", device.String(), "error", err.Error())
+			c.fleet.setLink(device.String(), "tunnel", false, "cut: the exchange of evidence did not finish: "+err.Error())
+			return time.Time{}, err
+		}
 		if err != nil {
 			c.mon.attested.WithLabelValues("refused").Observe(time.Since(start).Seconds())
 			c.log.Warn("attestation refused", "event", "attest.refused", "node", device.String(), "reason", err.Error())
@@ -204,6 +210,12 @@ func (c *cloud) showResult(device registry.DeviceID, peer tlsconn.Peer, r *attes
 	c.fleet.setLink(id, "tunnel", true, peer.KeyExchange.String()+", attested until "+r.Expires().UTC().Format(time.TimeOnly))
 }
 
+// unfinished is an exchange of evidence whose stream or tunnel ended before
+// there was a verdict.
+type unfinished struct{ error }
+
+func (u *unfinished) Unwrap() error { return u.error }
+
 func exchange(ctx context.Context, v *attest.Verifier, device registry.DeviceID, peer tlsconn.Peer, stream io.ReadWriter, bind func([]byte) ([]byte, error)) (*attest.Result, error) {
 	session := attest.Session{Device: device, Purpose: attest.PurposeAttest, LeafSPKI: peer.SPKI}
 	challenge, err := v.Challenge(ctx, session)
@@ -215,17 +227,17 @@ func exchange(ctx context.Context, v *attest.Verifier, device registry.DeviceID,
 		return nil, err
 	}
 	if err := wire.WriteFrame(stream, msg); err != nil {
-		return nil, err
+		return nil, &unfinished{fmt.Errorf("send challenge: %w", err)}
 	}
 	binding, err := bind(challenge.Nonce)
 	if err != nil {
-		return nil, err
+		return nil, &unfinished{err}
 	}
 	if copy(session.Binding[:], binding) != len(session.Binding) {
 		return nil, errors.New("channel binding is too short")
 	}
 	if msg, err = wire.ReadFrame(stream, wire.MaxFrame); err != nil {
-		return nil, fmt.Errorf("read evidence: %w", err)
+		return nil, &unfinished{fmt.Errorf("read evidence: %w", err)}
 	}
 	evidence, err := attest.Parse[attest.Evidence](msg)
 	if err != nil {
