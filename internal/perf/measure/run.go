@@ -53,7 +53,7 @@ func measure(ctx context.Context, repo string, o options, parts []perf.Part) err
 	if err := r.build(ctx, parts); err != nil {
 		return err
 	}
-	done := 0
+	done, built := 0, time.Now()
 	for round := 1; round <= o.rounds; round++ {
 		if round > 1 && time.Since(began) > o.limit {
 			fmt.Printf("the time limit of %s is over: %d rounds\n", o.limit, round-1)
@@ -62,7 +62,7 @@ func measure(ctx context.Context, repo string, o options, parts []perf.Part) err
 		for i, p := range parts {
 			fmt.Printf("round %d of %d, part %d of %d: %-10s after %s", round, o.rounds, i+1, len(parts), p.Name, time.Since(began).Round(time.Second))
 			if done > 0 {
-				left := time.Since(began) / time.Duration(done) * time.Duration(len(parts)*o.rounds-(round-1)*len(parts)-i)
+				left := time.Since(built) / time.Duration(done) * time.Duration(len(parts)*o.rounds-(round-1)*len(parts)-i)
 				fmt.Printf(", at most some %s left", left.Round(time.Minute))
 			}
 			fmt.Println()
@@ -239,7 +239,7 @@ func keep(raw []byte) (lines []string) {
 		if m := logged.FindStringSubmatch(line); m != nil {
 			reason = m[1]
 		} else if m := skipped.FindStringSubmatch(line); m != nil {
-			lines = append(lines, "missing: "+m[1]+": "+strings.TrimPrefix(reason, "missing: "))
+			lines = append(lines, "missing: "+m[1]+": "+clean(strings.TrimPrefix(reason, "missing: ")))
 		} else if f := strings.Fields(line); strings.HasPrefix(line, "Benchmark") && len(f) >= 4 {
 			lines = append(lines, strings.Join(f, " "))
 		}
@@ -252,11 +252,34 @@ func failure(raw []byte, err error) string {
 	for _, word := range []string{"Error:", "panic:", ".go:"} {
 		for line := range strings.Lines(string(raw)) {
 			if strings.Contains(line, word) {
-				return strings.Join(strings.Fields(line), " ")
+				return clean(line)
 			}
 		}
 	}
-	return err.Error()
+	return clean(err.Error())
+}
+
+var absolute = regexp.MustCompile(`/[^\s:"'()|]+`)
+
+// clean makes a reason fit into a table: one line of at most 200 bytes that
+// names no directory of this machine.
+func clean(reason string) string {
+	reason = strings.Join(strings.Fields(strings.ReplaceAll(reason, "|", "/")), " ")
+	reason = absolute.ReplaceAllStringFunc(reason, func(p string) string {
+		for _, known := range []string{"/dev/", "/proc/", "/sys/", "/usr/"} {
+			if strings.HasPrefix(p, known) && !strings.HasPrefix(p, "/dev/shm/") {
+				return p
+			}
+		}
+		if strings.Count(p, "/") < 2 {
+			return p
+		}
+		return "…/" + filepath.Base(p)
+	})
+	if len(reason) > 200 {
+		reason = strings.ToValidUTF8(reason[:200], "") + "…"
+	}
+	return reason
 }
 
 // collect puts a part's rounds together into its data file.
