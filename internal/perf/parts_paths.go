@@ -4,7 +4,7 @@ package perf
 func paths() []Part {
 	updates := Part{
 		Name: "updates", Title: "Updates",
-		About: "Install: an image of 500 MiB of random bytes, from a signed local source into the other slot, a file, durable; ours also reads it back and compares, and writes the boot choice; RAUC installs its own bundle format (plain: signature over the whole file) through its service. Download: one target of 500 MiB to a file; ours is streamed, durable and renamed into place, go-tuf's holds it in memory. Refresh: a node with a warm cache asks for its own of 100,000 targets, each in a process of its own, start included.",
+		About: "Install: an image of 500 MiB of random bytes, from a signed local source into the other slot, a file, durable; ours also reads it back and compares, and writes the boot choice; RAUC installs its own bundle format (plain: signature over the whole file) through its service, whose peak memory counts the bundle that it maps. Download: one target of 500 MiB to a file; ours is streamed, durable and renamed into place, go-tuf's holds it in memory. Refresh: a node with a warm cache asks for its own of 100,000 targets, each in a process of its own, start included.",
 		Runs: []Run{
 			{Dir: "update", Bench: []string{"InstallBesideRAUC"}, Time: "1x"},
 			{Dir: "update", Bench: []string{"DownloadFile500MiB", "GoTUFDownload500MiB"}, Time: "1x"},
