@@ -142,7 +142,7 @@ func (c *cloud) attestation() verifyFunc {
 			c.mon.attested.WithLabelValues("refused").Observe(time.Since(start).Seconds())
 			c.log.Warn("attestation refused", "event", "attest.refused", "node", device.String(), "reason", err.Error())
 			verdict.Reason = c.showRefusal(device, peer, err)
-			d, derr := devices{c.store.System()}.Get(ctx, device)
+			d, derr := devices{t: c.store.System()}.Get(ctx, device)
 			verdict.Enroll = errors.Is(derr, registry.ErrNotFound) || (derr == nil && d.State == registry.Released)
 		} else {
 			c.mon.attested.WithLabelValues("affirming").Observe(time.Since(start).Seconds())

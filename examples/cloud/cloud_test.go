@@ -128,7 +128,10 @@ func testStore(t *testing.T) *tenantstore.Store {
 
 func TestRegistryOverTheStore(t *testing.T) {
 	t.Run("devices", func(t *testing.T) {
-		registrytest.Devices(t, devices{testStore(t).System()})
+		registrytest.Devices(t, devices{t: testStore(t).System()})
+	})
+	t.Run("devices, parsed once", func(t *testing.T) {
+		registrytest.Devices(t, devices{t: testStore(t).System(), parsed: &parsedDevices{}})
 	})
 	t.Run("challenges", func(t *testing.T) {
 		registrytest.Challenges(t, challenges{testStore(t).System()})

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/trusttree/trusttree/attest/registry"
@@ -22,7 +24,12 @@ const (
 
 // devices is attest's device registry in the store's system instance, so that
 // any number of cloud instances serve one registry.
-type devices struct{ t *tenantstore.Tenant }
+type devices struct {
+	t *tenantstore.Tenant
+	// parsed saves parsing an entry again that did not change; nil saves none.
+	// An attestation reads its device four times.
+	parsed *parsedDevices
+}
 
 func (s devices) Get(ctx context.Context, id registry.DeviceID) (registry.Device, error) {
 	rec, err := s.t.Collection(devicesCollection).Get(ctx, id[:])
@@ -32,7 +39,7 @@ func (s devices) Get(ctx context.Context, id registry.DeviceID) (registry.Device
 	if err != nil {
 		return registry.Device{}, err
 	}
-	return registry.ParseDevice(rec.Value)
+	return s.parsed.parse(id, rec)
 }
 
 func (s devices) Put(ctx context.Context, d registry.Device) (uint64, error) {
@@ -42,12 +49,13 @@ func (s devices) Put(ctx context.Context, d registry.Device) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	var written uint64
 	err = s.t.Update(ctx, func(tx *tenantstore.Tx) error {
 		var current uint64
 		rec, err := tx.Get(devicesCollection, d.ID[:])
 		switch {
 		case err == nil:
-			have, err := registry.ParseDevice(rec.Value)
+			have, err := s.parsed.parse(d.ID, rec)
 			if err != nil {
 				return err
 			}
@@ -58,10 +66,55 @@ func (s devices) Put(ctx context.Context, d registry.Device) (uint64, error) {
 		if current != d.Version {
 			return registry.ErrConflict
 		}
-		_, err = tx.Put(devicesCollection, d.ID[:], value)
+		written, err = tx.Put(devicesCollection, d.ID[:], value)
 		return err
 	})
+	if err == nil {
+		if _, err := s.parsed.parse(d.ID, tenantstore.Record{Value: value, Version: written}); err != nil {
+			return 0, err
+		}
+	}
 	return stored.Version, err
+}
+
+// parsedDevices holds entries by the version of their record, which never comes
+// back. It is safe for concurrent use.
+type parsedDevices struct {
+	mu  sync.Mutex
+	all map[registry.DeviceID]parsedDevice
+}
+
+type parsedDevice struct {
+	record uint64
+	device registry.Device
+}
+
+// maxParsed bounds it: what is under way at once, and not a whole fleet.
+const maxParsed = 4096
+
+func (c *parsedDevices) parse(id registry.DeviceID, rec tenantstore.Record) (registry.Device, error) {
+	if c == nil {
+		return registry.ParseDevice(rec.Value)
+	}
+	c.mu.Lock()
+	have, ok := c.all[id]
+	c.mu.Unlock()
+	if !ok || have.record != rec.Version {
+		d, err := registry.ParseDevice(rec.Value)
+		if err != nil {
+			return d, err
+		}
+		have = parsedDevice{rec.Version, d}
+		c.mu.Lock()
+		if c.all == nil || len(c.all) >= maxParsed {
+			c.all = map[registry.DeviceID]parsedDevice{}
+		}
+		c.all[id] = have
+		c.mu.Unlock()
+	}
+	d := have.device
+	d.EKCertificate, d.AKPublic, d.KeySPKI = bytes.Clone(d.EKCertificate), bytes.Clone(d.AKPublic), bytes.Clone(d.KeySPKI)
+	return d, nil
 }
 
 func (s devices) List(ctx context.Context, after registry.DeviceID, limit int) ([]registry.Device, error) {

@@ -107,7 +107,7 @@ func instances(t *testing.T, admin string) (one, two *tenantstore.Store) {
 func TestRegistryOverPostgreSQL(t *testing.T) {
 	admin := testPostgres(t)
 	one, two := instances(t, admin)
-	t.Run("devices", func(t *testing.T) { registrytest.Devices(t, devices{one.System()}) })
+	t.Run("devices", func(t *testing.T) { registrytest.Devices(t, devices{t: one.System()}) })
 	t.Run("challenges", func(t *testing.T) { registrytest.Challenges(t, challenges{one.System()}) })
 	t.Run("a challenge is taken once by all instances", func(t *testing.T) {
 		a, b := challenges{one.System()}, challenges{two.System()}
@@ -132,7 +132,7 @@ func TestRegistryOverPostgreSQL(t *testing.T) {
 		}
 	})
 	t.Run("what one instance revokes another does not overwrite", func(t *testing.T) {
-		a, b := devices{one.System()}, devices{two.System()}
+		a, b := devices{t: one.System()}, devices{t: two.System()}
 		d := registry.Device{ID: registry.DeviceID{9}, State: registry.Enrolled, EKCertificate: []byte{1}, AKPublic: []byte{2}, KeySPKI: []byte{3}}
 		_, err := a.Put(t.Context(), d)
 		require.NoError(t, err)

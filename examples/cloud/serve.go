@@ -122,8 +122,8 @@ func (c *cloud) openAttestation(ctx context.Context) error {
 	system := c.store.System()
 	endorsers := attest.Endorsers{Anchors: makers}
 	c.registrar, err = attest.NewRegistrar(attest.RegistrarConfig{
-		Endorsers: endorsers, Admit: admission(tokens{system}, devices{system}, time.Now),
-		Devices: devices{system}, Challenges: challenges{system},
+		Endorsers: endorsers, Admit: admission(tokens{system}, devices{t: system}, time.Now),
+		Devices: devices{t: system}, Challenges: challenges{system},
 		Issuer: issuer, TrustDomain: c.cfg.TrustDomain, Log: c.log,
 	})
 	if err != nil {
@@ -143,7 +143,7 @@ func (c *cloud) openAttestation(ctx context.Context) error {
 		bank = crypto.SHA384
 	}
 	c.verifier, err = attest.NewVerifier(attest.VerifierConfig{
-		Endorsers: endorsers, Devices: devices{system},
+		Endorsers: endorsers, Devices: devices{t: system, parsed: &parsedDevices{}},
 		// A challenge is answered on the stream that it was given on, so it need
 		// not outlive the tunnel; those of enrolments may go to another instance.
 		Challenges: registry.NewMemoryChallenges(0, nil),
@@ -248,7 +248,7 @@ func (c *cloud) openGateway(ctx context.Context) error {
 	lease := time.Duration(c.cfg.LeaseSeconds) * time.Second
 	for name, h := range map[string]http.Handler{
 		wire.ServiceIngest: c.ingestHandler(spool),
-		wire.ServiceKeys:   sharesHandler(newShares(c.store, devices{c.store.System()}, lease, c.log), c.fleet),
+		wire.ServiceKeys:   sharesHandler(newShares(c.store, devices{t: c.store.System()}, lease, c.log), c.fleet),
 		wire.ServiceTUF:    http.FileServerFS(c.tuf()),
 		wire.ServiceReport: newReports(c.fleet, func(id tlsconn.ID) int { return c.gateway.Reattest(id) }, c.log).handler(c.modules),
 	} {
@@ -263,7 +263,7 @@ func (c *cloud) openGateway(ctx context.Context) error {
 func (c *cloud) revokeKnown(ctx context.Context) error {
 	var revoked []tlsconn.Revocation
 	for after := (registry.DeviceID{}); ; {
-		page, err := devices{c.store.System()}.List(ctx, after, 1000)
+		page, err := devices{t: c.store.System()}.List(ctx, after, 1000)
 		if err != nil {
 			return err
 		}

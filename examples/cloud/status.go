@@ -34,7 +34,7 @@ func (c *cloud) check(ctx context.Context) error {
 	if !c.ready.Load() {
 		return fmt.Errorf("starting or stopping")
 	}
-	if _, err := (devices{c.store.System()}).List(ctx, registry.DeviceID{}, 1); err != nil {
+	if _, err := (devices{t: c.store.System()}).List(ctx, registry.DeviceID{}, 1); err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
 	refs, err := c.references.current(ctx)
@@ -66,6 +66,6 @@ func onLoopback(h http.Handler) http.Handler {
 // alive says whether this instance hangs. A store that is away is no reason to
 // restart; one that never answers, not even that its time is over, is.
 func (c *cloud) alive(ctx context.Context) bool {
-	_, _ = devices{c.store.System()}.List(ctx, registry.DeviceID{}, 1)
+	_, _ = devices{t: c.store.System()}.List(ctx, registry.DeviceID{}, 1)
 	return true
 }
