@@ -38,14 +38,18 @@ func (n *node) followUpdates(ctx context.Context) {
 	if every <= 0 {
 		every = 5 * time.Minute
 	}
+	told := "" // what is wrong, said once and not at every look
 	for {
 		err := n.updateOnce(ctx, u)
-		if err != nil && ctx.Err() == nil {
-			if errors.Is(err, update.ErrNoUpdate) {
-				n.log.Info("no update", "event", "update.none", "detail", err.Error())
-			} else {
-				_ = n.lost("update", err)
-			}
+		switch {
+		case err == nil || ctx.Err() != nil:
+			told = ""
+		case errors.Is(err, update.ErrNoUpdate):
+			told = ""
+			n.log.Info("no update", "event", "update.none", "detail", err.Error())
+		case told != err.Error():
+			told = err.Error()
+			_ = n.lost("update", err)
 		}
 		if err := n.report(ctx, u); err != nil && ctx.Err() == nil {
 			n.log.Warn("install report not taken", "event", "update.unreported", "error", err.Error())
@@ -68,6 +72,7 @@ type updater struct {
 	in     *update.Installer
 	loader update.BootControl
 	policy []byte // signed PCR policy of the release on trial
+	told   string // the failed release that was logged
 }
 
 func (n *node) openUpdates() (*updater, error) {
@@ -229,7 +234,10 @@ func (n *node) updateOnce(ctx context.Context, u *updater) error {
 		}
 		n.prove("update", "release "+state.Release.Version+" runs from slot "+string(state.Slot)+", healthy, committed; floors raised")
 	case update.RolledBack:
-		n.log.Warn("release failed and was taken back", "event", "update.rolled-back", "version", state.Release.Version, "reason", state.Reason)
+		if failed := state.Release.Version + ": " + state.Reason; u.told != failed { // once, not at every look
+			u.told = failed
+			n.log.Warn("release failed and was taken back", "event", "update.rolled-back", "version", state.Release.Version, "reason", state.Reason)
+		}
 	case update.Armed:
 		return nil // the next boot tries it
 	}
