@@ -46,6 +46,10 @@ func Render(parts []Part, data map[string]*Data) string {
 	for _, p := range parts {
 		d := data[p.Name]
 		fmt.Fprintf(w, "\n### %s\n%s\n", p.Title, p.About)
+		if d.Rounds() == 0 {
+			w.WriteString("\nNot measured yet.\n")
+			continue
+		}
 		ratios(w, p, d)
 		bars(w, p, d)
 	}
@@ -155,11 +159,17 @@ func ratios(w *strings.Builder, p Part, d *Data) {
 		return
 	}
 	w.WriteString("\n| what | beside | ours is | |\n|---|---|---|---|\n")
+	absent := map[string]bool{}
 	for _, r := range p.Rows {
 		what := r.What
 		for _, peer := range r.Peers {
 			v := d.times(r.Ours, peer.Figure)
 			switch {
+			case len(v) == 0 && p.Absent[peer.Name] != "":
+				absent[peer.Name] = true
+				continue
+			case len(v) == 1:
+				fmt.Fprintf(w, "| %s | %s | **%s×** | one round |\n", what, peer.Name, figure(v[0]))
 			case len(v) > 0:
 				low, high, _ := interval(v)
 				sign := ""
@@ -168,27 +178,24 @@ func ratios(w *strings.Builder, p Part, d *Data) {
 				}
 				fmt.Fprintf(w, "| %s | %s | **%s×**%s | [%s–%s] |\n", what, peer.Name, figure(median(v)), sign, figure(low), figure(high))
 			default:
-				fmt.Fprintf(w, "| %s | %s | not measured | %s |\n", what, peer.Name, p.why(d, r.Ours, peer))
+				fmt.Fprintf(w, "| %s | %s | not measured | %s |\n", what, peer.Name, d.why(r.Ours, peer.Figure))
 			}
 			what = ""
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(absent)) {
+		fmt.Fprintf(w, "\nBeside %s: not measured; %s.\n", name, p.Absent[name])
+	}
 }
 
-// why says why a comparison has no figure.
-func (p Part) why(d *Data, ours string, peer Peer) string {
-	if why, ok := p.Absent[peer.Name]; ok {
-		return why
-	}
-	for _, f := range []string{peer.Figure, ours} {
+// why says why one of these figures is not there.
+func (d *Data) why(figures ...string) string {
+	for _, f := range figures {
 		if len(d.Figures[f]) == 0 {
 			if why := d.missing(f); why != "" {
 				return why
 			}
 		}
-	}
-	if d.Rounds() == 0 {
-		return "the part has not been measured yet"
 	}
 	return "the run had no such benchmark"
 }
@@ -202,11 +209,7 @@ func bars(w *strings.Builder, p Part, d *Data) {
 		got, ok, is := b.measure(d)
 		switch {
 		case !ok:
-			why := d.missing(b.Figure)
-			if why == "" {
-				why = "the run had no such benchmark"
-			}
-			fmt.Fprintf(w, "| %s | %s | not measured | %s |\n", b.What, b.target(), why)
+			fmt.Fprintf(w, "| %s | %s | not measured | %s |\n", b.What, b.target(), d.why(append([]string{b.Figure}, b.Over...)...))
 		case is:
 			fmt.Fprintf(w, "| %s | %s | %s | met |\n", b.What, b.target(), b.show(median(got)))
 		default:
@@ -273,7 +276,9 @@ func absolute(w *strings.Builder, p Part, d *Data) {
 		m := median(v)
 		low, high, _ := interval(v)
 		spread := "0 %"
-		if m != 0 {
+		if len(v) == 1 {
+			spread = "one round"
+		} else if m != 0 {
 			spread = fmt.Sprintf("%.0f %%", 100*math.Max(high-m, m-low)/m)
 		}
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %d |\n", name, unit, quantity(m, unit), spread, len(v))

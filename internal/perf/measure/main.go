@@ -31,7 +31,7 @@ import (
 func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 6, "rounds; fewer than six have no 95 % interval")
-	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "no further round begins after this time")
+	flag.DurationVar(&o.limit, "limit", 16*time.Minute, "no further round begins after this time")
 	flag.BoolVar(&o.fresh, "fresh", false, "forget the rounds of a run that was stopped")
 	flag.StringVar(&o.benchtime, "benchtime", "", "instead of each benchmark's own; to try the command")
 	render := flag.Bool("render", false, "write the page from the data that are there")
