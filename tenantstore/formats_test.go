@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,9 +26,13 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// golden is what testdata/v1 holds: a whole store, an export, a backup, a
-// receipt and assignments, made by this version, with the keys to open them.
-// The names never change; a reader of the next version must still read them.
+// formats are the versions that readers accept: each directory of testdata was
+// written when that version was the current one, which is the last.
+var formats = []string{"v1", "v2"}
+
+// golden is what testdata/v1 and so on hold: a whole store, an export, a
+// backup, a receipt and assignments, made by that version, with the keys to
+// open them. The names never change; later readers must still read them.
 type golden struct {
 	AuditKey string `json:"audit_key"`
 	Identity string `json:"identity"`
@@ -38,10 +43,15 @@ type golden struct {
 }
 
 func TestGoldenFilesStillOpen(t *testing.T) {
-	dir := filepath.Join("testdata", "v1")
 	if *update {
-		writeGolden(t, dir)
+		writeGolden(t, filepath.Join("testdata", formats[len(formats)-1]))
 	}
+	for _, v := range formats {
+		t.Run(v, func(t *testing.T) { openGolden(t, v, filepath.Join("testdata", v)) })
+	}
+}
+
+func openGolden(t *testing.T, format, dir string) {
 	var g golden
 	b, err := os.ReadFile(filepath.Join(dir, "golden.json"))
 	require.NoError(t, err)
@@ -86,6 +96,14 @@ func TestGoldenFilesStillOpen(t *testing.T) {
 	m, err := s.Restore(t.Context(), op, bytes.NewReader(backup), "", id)
 	require.NoError(t, err)
 	assert.EqualValues(t, 3, m.Records)
+	if format == "v1" {
+		return
+	}
+	list, err := s.Tenants(t.Context(), op)
+	require.NoError(t, err)
+	due := slices.IndexFunc(list, func(i tenantstore.Info) bool { return i.ID == "later" })
+	assert.Equal(t, "suspended", list[due].State)
+	assert.Equal(t, time.Date(2126, 1, 2, 0, 0, 0, 0, time.UTC), list[due].Due.Truncate(24*time.Hour))
 }
 
 func writeGolden(t *testing.T, dir string) {
@@ -102,6 +120,10 @@ func writeGolden(t *testing.T, dir string) {
 	}
 	r, err := s.Destroy(ctx, w.operator(s), "gone")
 	require.NoError(t, err)
+	_, err = s.Create(ctx, w.operator(s), tenantstore.Spec{ID: "later", Grace: time.Date(2126, 1, 2, 12, 0, 0, 0, time.UTC).Sub(time.Now())})
+	require.NoError(t, err)
+	_, err = s.Destroy(ctx, w.operator(s), "later")
+	require.ErrorIs(t, err, tenantstore.ErrHeld)
 	id, err := age.GenerateHybridIdentity()
 	require.NoError(t, err)
 	var trail, backup bytes.Buffer
