@@ -3,6 +3,7 @@ package testpg
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -19,92 +20,134 @@ import (
 	"github.com/trusttree/trusttree/internal/testenv"
 )
 
-// Server is a running server. It ends with the test.
+// Server is a running server.
 type Server struct {
 	// Admin is the connection string of its administrator, over a unix socket.
 	Admin string
+	// Dir holds all that the server writes, and Socket, the socket's directory.
+	Dir, Socket string
 
 	cmd *exec.Cmd
 	log string
 }
 
 // Start makes a cluster in a temporary directory and starts its server, which
-// listens on a unix socket alone. Without PostgreSQL the test skips (fails
-// under CI).
+// listens on a unix socket alone and ends with the test. Without PostgreSQL the
+// test skips (fails under CI).
 func Start(tb testing.TB, settings ...string) *Server {
 	tb.Helper()
-	initdb, postgres := testenv.Tool(tb, "initdb", "postgresql"), testenv.Tool(tb, "postgres", "postgresql")
+	s, err := Launch(testenv.Tool(tb, "initdb", "postgresql"), testenv.Tool(tb, "postgres", "postgresql"), settings...)
+	must(tb, err)
+	tb.Cleanup(s.Stop)
+	return s
+}
+
+// Launch is Start for a server that several tests share, by the paths of two
+// programs: Stop ends it.
+func Launch(initdb, postgres string, settings ...string) (s *Server, err error) {
 	dir, err := os.MkdirTemp("", "pg")
-	must(tb, err)
-	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
-	must(tb, os.Chmod(dir, 0o755))
-	data, socket := filepath.Join(dir, "data"), filepath.Join(dir, "s")
-	for _, d := range []string{data, socket} {
-		must(tb, os.Mkdir(d, 0o700))
+	if err != nil {
+		return nil, err
 	}
-	password := filepath.Join(socket, "pw")
-	must(tb, os.WriteFile(password, []byte("admin-test"), 0o600))
-	cmd := exec.Command(initdb, "-D", data, "-U", "admin", "--auth=scram-sha-256", "--pwfile="+password, "--no-sync", "-E", "UTF8", "--locale=C")
-	unprivileged(tb, cmd, data, socket)
+	s = &Server{Dir: dir, Socket: filepath.Join(dir, "s"), log: filepath.Join(dir, "log")}
+	s.Admin = fmt.Sprintf("host=%s user=admin password=%s dbname=postgres", s.Socket, password)
+	defer func() {
+		if err != nil {
+			s.Stop()
+		}
+	}()
+	data := filepath.Join(dir, "data")
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(data, 0o700), os.Mkdir(s.Socket, 0o700)); err != nil {
+		return nil, err
+	}
+	pwfile := filepath.Join(s.Socket, "pw")
+	if err := os.WriteFile(pwfile, []byte(password), 0o600); err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(initdb, "-D", data, "-U", "admin", "--auth=scram-sha-256", "--pwfile="+pwfile, "--no-sync", "-E", "UTF8", "--locale=C")
+	if err := Unprivileged(cmd, data, s.Socket); err != nil {
+		return nil, err
+	}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		tb.Fatalf("initdb: %v: %s", err, out)
+		return nil, fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	s := &Server{log: filepath.Join(dir, "log"), Admin: fmt.Sprintf("host=%s user=admin password=admin-test dbname=postgres", socket)}
 	log, err := os.Create(s.log)
-	must(tb, err)
+	if err != nil {
+		return nil, err
+	}
 	defer log.Close()
-	args := []string{"-D", data, "-k", socket, "-h", "", "-c", "shared_buffers=32MB"}
+	args := []string{"-D", data, "-k", s.Socket, "-h", "", "-c", "shared_buffers=32MB"}
 	for _, v := range settings {
 		args = append(args, "-c", v)
 	}
-	s.cmd = exec.Command(postgres, args...)
-	unprivileged(tb, s.cmd)
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	must(tb, s.cmd.Start())
-	tb.Cleanup(func() {
-		_ = s.cmd.Process.Signal(syscall.SIGQUIT)
-		_ = s.cmd.Wait()
-	})
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	cmd = exec.Command(postgres, args...)
+	if err := Unprivileged(cmd); err != nil {
+		return nil, err
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	s.cmd = cmd
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		conn, err := pgx.Connect(context.Background(), s.Admin)
 		if err == nil {
-			must(tb, conn.Close(context.Background()))
-			return s
+			return s, conn.Close(context.Background())
 		}
 		if time.Now().After(deadline) {
 			text, _ := os.ReadFile(s.log)
-			tb.Fatalf("PostgreSQL does not start: %v: %s", err, text)
+			return nil, fmt.Errorf("PostgreSQL does not start: %w: %s", err, text)
 		}
 	}
 }
 
-// unprivileged makes a command run as another user when the test runs as root,
-// which the server refuses.
-func unprivileged(tb testing.TB, cmd *exec.Cmd, dirs ...string) {
-	tb.Helper()
+const password = "admin-test" // of the administrator
+
+// Stop ends the server, at once, and removes its directory.
+func (s *Server) Stop() {
+	if s.cmd != nil {
+		_ = s.cmd.Process.Signal(syscall.SIGQUIT)
+		_ = s.cmd.Wait()
+	}
+	_ = os.RemoveAll(s.Dir)
+}
+
+// Unprivileged makes a command run as another user when the test runs as root,
+// which the server and its pooler refuse, and gives that user the directories.
+// The command ends with the test's process.
+func Unprivileged(cmd *exec.Cmd, dirs ...string) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Dir = "/"
 	if os.Geteuid() != 0 {
-		return
+		return nil
 	}
 	u, err := user.Lookup("postgres")
 	if err != nil {
 		u, err = user.Lookup("nobody")
 	}
-	must(tb, err)
+	if err != nil {
+		return err
+	}
 	uid, err := strconv.Atoi(u.Uid)
-	must(tb, err)
+	if err != nil {
+		return err
+	}
 	gid, err := strconv.Atoi(u.Gid)
-	must(tb, err)
+	if err != nil {
+		return err
+	}
 	for _, d := range dirs {
-		must(tb, filepath.WalkDir(d, func(p string, _ fs.DirEntry, err error) error {
+		if err := filepath.WalkDir(d, func(p string, _ fs.DirEntry, err error) error {
 			if err != nil {
 				return err
 			}
 			return os.Lchown(p, uid, gid)
-		}))
+		}); err != nil {
+			return err
+		}
 	}
 	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	return nil
 }
 
 func must(tb testing.TB, err error) {
