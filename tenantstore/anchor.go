@@ -94,8 +94,10 @@ func (s *Store) firstWrite(ctx context.Context, in *instance) error {
 	if in.uid == s.sys.uid || s.engines[in.entry.Engine].Engine.Shared() {
 		return nil
 	}
-	in.mu.Lock()
-	defer in.mu.Unlock()
+	if err := in.mu.lock(ctx); err != nil {
+		return err
+	}
+	defer in.mu.unlock()
 	if in.dirty {
 		return nil
 	}
@@ -108,11 +110,11 @@ func (s *Store) firstWrite(ctx context.Context, in *instance) error {
 
 // closeInstance anchors the end of a session that wrote, and closes it.
 func (s *Store) closeInstance(in *instance) error {
-	var err error
-	in.mu.Lock()
+	ctx := context.Background()
+	err := in.mu.lock(ctx)
 	if in.dirty {
-		err = s.moveAnchor(context.Background(), in)
+		err = s.moveAnchor(ctx, in)
 	}
-	in.mu.Unlock()
+	in.mu.unlock()
 	return errors.Join(err, in.db.Close())
 }

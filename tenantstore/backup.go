@@ -146,7 +146,7 @@ func (in *instance) dump(ctx context.Context, w io.Writer, m *Manifest) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if kv.Key[0] == kindMeta {
+			if own(kv.Key) {
 				continue
 			}
 			version, value, err := in.seal.open(new(scratch), kv.Key, kv.Value)
@@ -170,8 +170,6 @@ func (in *instance) dump(ctx context.Context, w io.Writer, m *Manifest) error {
 // empty means this store's own), what is pinned to a region without an engine
 // here (ErrRegion), and tenants that were destroyed (ErrExists).
 func (s *Store) Restore(ctx context.Context, p Principal, r io.Reader, auditKey string, ids ...age.Identity) (*Manifest, error) {
-	s.control.Lock()
-	defer s.control.Unlock()
 	m, err := s.restore(ctx, p, r, auditKey, ids)
 	return m, boundary(ctx, "restore", err)
 }
@@ -196,6 +194,11 @@ func (s *Store) restore(ctx context.Context, p Principal, r io.Reader, auditKey 
 		return nil, err
 	}
 	defer clear(b.head.Lasting)
+	unlock, err := s.control.lock(ctx, b.head.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	e, _, ok, err := s.lookup(ctx, b.head.Tenant)
 	switch {
 	case err != nil:
@@ -213,9 +216,7 @@ func (s *Store) restore(ctx context.Context, p Principal, r io.Reader, auditKey 
 	}
 	if ok {
 		err = s.moveTo(ctx, p, "restore", e.ID, "",
-			func(ctx context.Context, _ entry, _ secret, dst *instance, _ func(context.Context) error) error {
-				return b.fill(ctx, dst)
-			}, false)
+			func(ctx context.Context, m *move) error { return errors.Join(m.shut(ctx), b.fill(ctx, m.dst)) }, false)
 	} else {
 		err = s.restoreNew(ctx, p, b)
 	}
@@ -347,7 +348,7 @@ func (b *backupReader) fill(ctx context.Context, dst *instance) error {
 			return b.verify(rec.Manifest, n)
 		}
 		_, _ = b.hash.Write(line)
-		if len(rec.Key) < spaceSize || len(rec.Key) > engine.MaxKey || rec.Key[0] == kindMeta || len(rec.Value) > maxValue {
+		if len(rec.Key) < spaceSize || len(rec.Key) > engine.MaxKey || own(rec.Key) || len(rec.Value) > maxValue {
 			return fmt.Errorf("%w: record %d of the backup is malformed", ErrInvalid, n)
 		}
 		page = append(page, engine.KV{Key: rec.Key, Value: dst.seal.seal(new(scratch), rec.Key, rec.Version, rec.Value)})

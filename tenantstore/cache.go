@@ -20,13 +20,18 @@ type instance struct {
 	seal   *sealer
 	limits *limiter
 	closer func(*instance) error
-	moves  atomic.Pointer[moves] // set while the instance is copied in use
+	shared bool        // other processes may have it open too
+	mark   []byte      // engine key of what makes writes be noted
+	noting atomic.Bool // the mark is set; unknown where shared
 
-	mu      sync.Mutex
+	mu      mutex     // guards what follows
 	checked time.Time // when the key provider last unwrapped the key
 	seen    time.Time // when the catalogue was last asked, where it is shared
 	dirty   bool      // the session has written
 	anchor  []byte    // that the catalogue remembers
+
+	refused   error // the key provider's last
+	refusedAt time.Time
 }
 
 func (in *instance) trail() trail { return trail{uid: in.uid, seal: in.seal} }
@@ -52,7 +57,6 @@ type slot struct {
 	in      *instance // nil while opening or blocked
 	refs    int
 	blocked bool          // opening, closing, or taken by block
-	pinned  bool          // not to be evicted while it is idle
 	elem    *list.Element // in used, unless blocked
 }
 
@@ -143,19 +147,11 @@ func (c *cache) open(ctx context.Context, uid UID, open func(context.Context) (*
 // recently, or nil.
 func (c *cache) idle() *slot {
 	for e := c.used.Front(); e != nil; e = e.Next() {
-		if s := e.Value.(*slot); s.refs == 0 && !s.pinned {
+		if s := e.Value.(*slot); s.refs == 0 {
 			return s
 		}
 	}
 	return nil
-}
-
-// pin keeps an instance open while nobody uses it, but not from block.
-func (c *cache) pin(s *slot, on bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s.pinned = on
-	c.wake()
 }
 
 // shut takes a slot out of use: nobody gets it any more.

@@ -21,7 +21,8 @@ const (
 )
 
 // entry is a tenant's record in the catalogue, which is a collection of the
-// system instance. Version 2; version 1 had no grace.
+// system instance. Version 3; version 2 had no copies that go on where they were cut,
+// version 1 no grace either.
 type entry struct {
 	Version    int       `json:"version"`
 	ID         ID        `json:"id"`
@@ -43,13 +44,15 @@ type entry struct {
 	Pending    *pending  `json:"pending,omitempty"`
 }
 
-// pending is a change under way that a restart rolls back: the key and the
-// instance that it was making.
+// pending is a change under way: the key and the instance that it is making,
+// or, after the switch, that were replaced. A restart undoes it, unless Wrapped
+// says that the instance is made and being filled: then it goes on.
 type pending struct {
 	KeyID      string `json:"key_id,omitempty"`
 	Provider   string `json:"provider,omitempty"`
 	Engine     string `json:"engine,omitempty"`
 	Generation uint32 `json:"generation,omitempty"`
+	Wrapped    []byte `json:"wrapped,omitempty"`
 }
 
 func (e entry) ref() engine.Ref { return engine.Ref{UID: e.UID, Generation: e.Generation} }
@@ -87,8 +90,8 @@ func decodeEntry(value []byte, e *entry) error {
 	if err := strictJSON(value, e); err != nil {
 		return fmt.Errorf("catalogue entry: %w", err)
 	}
-	if e.Version != 1 && e.Version != 2 {
-		return fmt.Errorf("%w: catalogue entry of version %d, this reader knows 1 and 2", ErrInvalid, e.Version)
+	if e.Version < 1 || e.Version > 3 {
+		return fmt.Errorf("%w: catalogue entry of version %d, this reader knows 1 to 3", ErrInvalid, e.Version)
 	}
 	return nil
 }
@@ -100,7 +103,7 @@ func (s *Store) catalogKey(id ID) []byte {
 // save writes an entry when its version is still the one that was read
 // (0: there was none), and returns the new version.
 func (s *Store) save(ctx context.Context, e entry, version uint64) (uint64, error) {
-	e.Version = 2
+	e.Version = 3
 	value, err := json.Marshal(e)
 	if err != nil {
 		return 0, err

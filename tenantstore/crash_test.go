@@ -2,10 +2,8 @@ package tenantstore_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
-	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -13,96 +11,25 @@ import (
 
 	"github.com/trusttree/trusttree/tenantstore"
 	"github.com/trusttree/trusttree/tenantstore/engine"
+	"github.com/trusttree/trusttree/tenantstore/internal/powercut"
 	"github.com/trusttree/trusttree/tenantstore/internal/sqlite"
 )
 
-var errPower = errors.New("power cut")
-
-// power counts the steps that leave the process and, from the n-th on, lets
-// none of them happen any more: what follows a power cut. late cuts after the
-// step was done, before its answer.
-type power struct {
-	mu   sync.Mutex
-	left int // steps until the cut; negative: no cut
-	late bool
-}
-
-func (p *power) step(do func() error) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.left == 0 {
-		return errPower
-	}
-	if p.left > 0 {
-		p.left--
-	}
-	if p.left == 0 && !p.late {
-		return errPower
-	}
-	err := do()
-	if p.left == 0 {
-		return errPower
-	}
-	return err
-}
-
-type cutEngine struct {
-	engine.Engine
-	name string
-	p    *power
-}
-
-func (e *cutEngine) Name() string { return e.name }
-func (e *cutEngine) Create(ctx context.Context, r engine.Ref, k []byte) error {
-	return e.p.step(func() error { return e.Engine.Create(ctx, r, k) })
-}
-func (e *cutEngine) Destroy(ctx context.Context, r engine.Ref) error {
-	return e.p.step(func() error { return e.Engine.Destroy(ctx, r) })
-}
-func (e *cutEngine) Fence(ctx context.Context, r engine.Ref, on bool) error {
-	return e.p.step(func() error { return e.Engine.Fence(ctx, r, on) })
-}
-func (e *cutEngine) Open(ctx context.Context, r engine.Ref, k []byte) (engine.DB, error) {
-	db, err := e.Engine.Open(ctx, r, k)
-	return &cutDB{db, e.p}, err
-}
-
-type cutDB struct {
-	engine.DB
-	p *power
-}
-
-func (d *cutDB) Update(ctx context.Context, f func(engine.Tx) error) error {
-	return d.p.step(func() error { return d.DB.Update(ctx, f) })
-}
-
-type cutKeys struct {
-	tenantstore.KeyProvider
-	p *power
-}
-
-func (k *cutKeys) Create(ctx context.Context, id string) error {
-	return k.p.step(func() error { return k.KeyProvider.Create(ctx, id) })
-}
-func (k *cutKeys) Destroy(ctx context.Context, id string) error {
-	return k.p.step(func() error { return k.KeyProvider.Destroy(ctx, id) })
-}
-
 // cutWorld has two engines of which every write can be cut; the system
 // instance is on the first.
-func cutWorld(t *testing.T) (*world, *power) {
+func cutWorld(t *testing.T) (*world, *powercut.Power) {
 	w := newWorld(t)
-	p := &power{left: -1}
+	p := powercut.New()
 	var engines []engine.Engine
 	for _, name := range []string{"one", "two"} {
 		e, err := sqlite.New(filepath.Join(w.dir, name))
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = e.Close() })
-		engines = append(engines, &cutEngine{e, name, p})
+		engines = append(engines, &powercut.Engine{Engine: e, As: name, Power: p})
 	}
 	inner := w.keys
 	w.edit = func(c *tenantstore.Config) {
-		c.Keys, c.System = &cutKeys{inner, p}, "one"
+		c.Keys, c.System = &powercut.Keys{KeyProvider: inner, Power: p}, "one"
 		c.Placement = []tenantstore.Placement{{Region: "eu", Engine: engines[0]}, {Region: "eu", Engine: engines[1]}}
 	}
 	return w, p
@@ -209,16 +136,13 @@ func killEachStep(t *testing.T, change func(context.Context, *tenantstore.Store,
 				return nil
 			}))
 			operator := w.operator(s)
-			p.mu.Lock()
-			p.left, p.late = n, late
-			p.mu.Unlock()
+			p.Cut(n, late)
 			err = change(ctx, s, operator)
 			_ = s.Close(ctx)
-			p.mu.Lock()
-			reached := p.left == 0
-			p.left = -1
-			p.mu.Unlock()
+			reached := p.IsCut()
+			p.Cut(-1, false)
 			s = w.open()
+			require.NoError(t, s.Recover(ctx, w.operator(s)))
 			check(t, w, s, err == nil)
 			require.NoError(t, s.Close(ctx))
 			if !reached {

@@ -77,9 +77,9 @@ func boundary(ctx context.Context, what string, err error) error {
 		err = cerr
 	}
 	switch {
-	case errors.Is(err, engine.ErrCorrupt) && !errors.Is(err, ErrTampered):
+	case (errors.Is(err, engine.ErrCorrupt) || errors.Is(err, engine.ErrNotFound)) && !errors.Is(err, ErrTampered):
 		err = fmt.Errorf("%w: %w", ErrTampered, err)
-	case errors.Is(err, engine.ErrFenced):
+	case errors.Is(err, engine.ErrFenced) && !errors.Is(err, ErrBusy):
 		err = fmt.Errorf("%w: %w", ErrTenantClosed, err)
 	case errors.Is(err, engine.ErrFull):
 		err = fmt.Errorf("%w: %w", &QuotaError{What: "medium"}, err)

@@ -89,10 +89,11 @@ func (s *Store) openInstance(ctx context.Context, e entry, sec secret) (*instanc
 	}
 	defer clear(fileKey)
 	in := &instance{uid: e.UID, id: e.ID, entry: e, limits: newLimiter(e.Quota.or(s.cfg.Quota)), checked: s.cfg.Clock(), seen: time.Now(),
-		closer: s.closeInstance}
+		closer: s.closeInstance, mu: newMutex()}
 	if in.seal, err = newSealer(sec, s.uid, e.ref()); err != nil {
 		return nil, err
 	}
+	in.shared, in.mark = p.Engine.Shared(), in.markKey()
 	if in.db, err = p.Engine.Open(ctx, e.ref(), fileKey); err != nil {
 		if errors.Is(err, engine.ErrNotFound) {
 			err = fmt.Errorf("%w: %w", ErrTampered, err)
@@ -103,6 +104,11 @@ func (s *Store) openInstance(ctx context.Context, e entry, sec secret) (*instanc
 		_, canary, err := in.get(tx, new(scratch), append(in.seal.space(kindMeta), canaryName...))
 		if err == nil && subtle.ConstantTimeCompare(canary, []byte(e.ref().String())) != 1 || errors.Is(err, ErrNotFound) {
 			err = fmt.Errorf("%w: the instance's canary is wrong", ErrTampered)
+		}
+		if err == nil && !in.shared {
+			var there bool
+			there, err = in.marked(tx)
+			in.noting.Store(there)
 		}
 		return err
 	})
@@ -115,30 +121,37 @@ func (s *Store) openInstance(ctx context.Context, e entry, sec secret) (*instanc
 	return in, nil
 }
 
-// use runs f with the tenant's instance.
-func (t *Tenant) use(ctx context.Context, f func(*instance) error) error {
+// use runs f with the tenant's instance. Where another process replaces the
+// instance meanwhile, f, which has then done nothing, runs again with the new
+// one; while it is fenced for the end of a copy, use waits.
+func (t *Tenant) use(ctx context.Context, write bool, f func(*instance) error) error {
 	if t.s.closed.Load() {
 		return fmt.Errorf("%w: the store is closed", ErrTenantClosed)
 	}
 	if t.p.local {
 		return f(t.s.sys)
 	}
+	var fenced time.Time
 	for {
-		sl, err := t.s.cache.acquire(ctx, t.uid, t.open)
-		if err != nil {
+		same, err := t.once(ctx, f)
+		switch {
+		case err == nil && same:
+			return nil
+		case err != nil && !replaced(err, write):
 			return err
-		}
-		same, err := t.s.current(ctx, sl.in)
-		if err == nil && same {
-			defer t.s.cache.release(sl)
-			if err := t.s.freshKey(ctx, sl.in); err != nil {
+		case err != nil && same && !errors.Is(err, engine.ErrFenced):
+			return err
+		case err != nil && same:
+			if fenced.IsZero() {
+				fenced = time.Now()
+			}
+			if time.Since(fenced) > busyWait {
+				return fmt.Errorf("%w: a change of the tenant's key does not end: %w", ErrBusy, err)
+			}
+			if err := pause(ctx, fencedWait); err != nil {
 				return err
 			}
-			return f(sl.in)
-		}
-		t.s.cache.release(sl)
-		if err != nil {
-			return err
+			continue
 		}
 		unblock, err := t.s.cache.block(ctx, t.uid) // another process changed it: open it anew
 		if err != nil {
@@ -148,14 +161,84 @@ func (t *Tenant) use(ctx context.Context, f func(*instance) error) error {
 	}
 }
 
-func (t *Tenant) open(ctx context.Context) (*instance, error) {
-	e, _, ok, err := t.s.lookup(ctx, t.id)
+// fencedWait is how often a writer asks whether a fenced instance was replaced.
+const fencedWait = 20 * time.Millisecond
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// replaced reports whether an error is what is left of an instance that another
+// process has replaced, and says that nothing was done.
+func replaced(err error, write bool) bool {
+	return errors.Is(err, engine.ErrFenced) || errors.Is(err, engine.ErrNotFound) || errors.Is(err, engine.ErrAborted) ||
+		!write && errors.Is(err, engine.ErrUnavailable)
+}
+
+// once runs f unless the catalogue says that the open instance is not the
+// tenant's any more, and after an error that may come of that asks again.
+func (t *Tenant) once(ctx context.Context, f func(*instance) error) (same bool, err error) {
+	sl, err := t.s.cache.acquire(ctx, t.uid, t.open)
 	if err != nil {
-		return nil, err
+		return true, err
 	}
-	if !ok || e.UID != t.uid || e.State != stateActive {
-		return nil, ErrTenantClosed
+	defer t.s.cache.release(sl)
+	if same, err := t.s.current(ctx, sl.in, false); err != nil || !same {
+		return err != nil, err
 	}
+	if err := t.s.freshKey(ctx, sl.in); err != nil {
+		if same, cerr := t.s.current(ctx, sl.in, true); cerr == nil && !same {
+			return false, nil
+		}
+		return true, err
+	}
+	err = f(sl.in)
+	if t.s.shared && err != nil && replaced(err, false) {
+		same, cerr := t.s.current(ctx, sl.in, true)
+		if cerr != nil {
+			return true, cerr
+		}
+		return same, err
+	}
+	return true, err
+}
+
+// open opens the instance that the catalogue names, again where another process
+// has replaced it meanwhile.
+func (t *Tenant) open(ctx context.Context) (*instance, error) {
+	var last entry
+	var failed error
+	for {
+		e, _, ok, err := t.s.lookup(ctx, t.id)
+		if err != nil {
+			return nil, err
+		}
+		if !ok || e.UID != t.uid || e.State != stateActive {
+			return nil, ErrTenantClosed
+		}
+		if failed != nil && last.sameInstance(e) {
+			return nil, failed
+		}
+		in, err := t.openEntry(ctx, e)
+		if err == nil || !t.s.shared {
+			return in, err
+		}
+		last, failed = e, err
+	}
+}
+
+// sameInstance reports whether two entries of a tenant name the same instance
+// under the same key.
+func (e entry) sameInstance(o entry) bool {
+	return e.UID == o.UID && e.State == o.State && e.Engine == o.Engine && e.Generation == o.Generation && e.KeyID == o.KeyID
+}
+
+func (t *Tenant) openEntry(ctx context.Context, e entry) (*instance, error) {
 	sec, err := t.s.unwrap(ctx, e)
 	if err != nil {
 		return nil, err
@@ -165,16 +248,26 @@ func (t *Tenant) open(ctx context.Context) (*instance, error) {
 }
 
 // freshKey asks the key provider again when the last answer is older than
-// KeyTTL, so that a key that was revoked there stops working here.
+// KeyTTL, so that a key that was revoked there stops working here. Who waited
+// while it was asked takes its answer.
 func (s *Store) freshKey(ctx context.Context, in *instance) error {
-	in.mu.Lock()
-	defer in.mu.Unlock()
+	began := time.Now()
+	if err := in.mu.lock(ctx); err != nil {
+		return err
+	}
+	defer in.mu.unlock()
 	now := s.cfg.Clock()
 	if d := now.Sub(in.checked); d >= 0 && d < s.cfg.KeyTTL {
 		return nil
 	}
+	if in.refusedAt.After(began) {
+		return in.refused
+	}
 	sec, err := s.unwrap(ctx, in.entry)
 	if err != nil {
+		if ctx.Err() == nil { // otherwise it is this caller's error alone
+			in.refused, in.refusedAt = err, time.Now()
+		}
 		s.cfg.Logger.WarnContext(ctx, "key provider refuses the tenant's key", "event", "tenantstore.key_refused", "tenant", in.id, "error", err)
 		return err
 	}

@@ -48,7 +48,7 @@ func (e entry) info() Info {
 
 // operate checks that p is an operator and puts the action into the audit log
 // before it is done; when the log fails, nothing is done. The caller holds
-// s.control.
+// the tenant's control lock.
 func (s *Store) operate(ctx context.Context, p Principal, action string, id ID, detail string) error {
 	if err := s.may(p, "", RoleControl); err != nil {
 		return s.deny(ctx, p, action, fmt.Errorf("%w (tenant %q)", err, clip(string(id))))
@@ -63,9 +63,12 @@ func (s *Store) operate(ctx context.Context, p Principal, action string, id ID, 
 // RoleControl. It returns ErrExists when the ID is or was taken, ErrRegion when
 // no engine is in the region.
 func (s *Store) Create(ctx context.Context, p Principal, spec Spec) (Info, error) {
-	s.control.Lock()
-	defer s.control.Unlock()
-	e, err := s.create(ctx, p, spec)
+	unlock, err := s.lockControl(ctx, p, "create", spec.ID)
+	var e entry
+	if err == nil {
+		defer unlock()
+		e, err = s.create(ctx, p, spec)
+	}
 	if err != nil {
 		return Info{}, boundary(ctx, fmt.Sprintf("create tenant %q", clip(string(spec.ID))), err)
 	}
@@ -200,6 +203,24 @@ func (s *Store) shred(ctx context.Context, e entry) error {
 	return nil
 }
 
+// urgent locks the control plane of a tenant for what does not wait until a
+// rotation has copied everything: that stops, and can be taken up again.
+func (s *Store) urgent(ctx context.Context, p Principal, action string, id ID) (unlock func(), err error) {
+	if s.may(p, "", RoleControl) == nil {
+		s.control.interrupt(id)
+	}
+	return s.lockControl(ctx, p, action, id)
+}
+
+// lockControl locks the control plane of a tenant. Who may not is denied at
+// once, whatever is under way there.
+func (s *Store) lockControl(ctx context.Context, p Principal, action string, id ID) (unlock func(), err error) {
+	if err := s.may(p, "", RoleControl); err != nil {
+		return nil, s.deny(ctx, p, action, fmt.Errorf("%w (tenant %q)", err, clip(string(id))))
+	}
+	return s.control.lock(ctx, id)
+}
+
 // change edits a tenant's entry as an operator.
 func (s *Store) change(ctx context.Context, p Principal, action string, id ID, edit func(*entry) error) (entry, uint64, error) {
 	if err := s.operate(ctx, p, action, id, ""); err != nil {
@@ -242,8 +263,11 @@ func (s *Store) Resume(ctx context.Context, p Principal, id ID) error {
 }
 
 func (s *Store) setState(ctx context.Context, p Principal, action string, id ID, old, state string) error {
-	s.control.Lock()
-	defer s.control.Unlock()
+	unlock, err := s.urgent(ctx, p, action, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	e, _, err := s.change(ctx, p, action, id, func(e *entry) error {
 		if err := from(old, state)(e); err != nil {
 			return err
@@ -275,9 +299,12 @@ func (s *Store) Release(ctx context.Context, p Principal, id ID) error {
 }
 
 func (s *Store) setHold(ctx context.Context, p Principal, action string, id ID, hold bool) error {
-	s.control.Lock()
-	defer s.control.Unlock()
-	_, _, err := s.change(ctx, p, action, id, func(e *entry) error {
+	unlock, err := s.urgent(ctx, p, action, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, _, err = s.change(ctx, p, action, id, func(e *entry) error {
 		e.Hold = hold
 		return from(stateActive, stateSuspended)(e)
 	})
@@ -291,9 +318,12 @@ func (s *Store) setHold(ctx context.Context, p Principal, action string, id ID, 
 // retention period, and when it only schedules (Spec.Grace): the tenant is then
 // suspended. After a crash, Open finishes it. It needs RoleControl.
 func (s *Store) Destroy(ctx context.Context, p Principal, id ID) (*Receipt, error) {
-	s.control.Lock()
-	defer s.control.Unlock()
-	r, err := s.destroy(ctx, p, id)
+	var r *Receipt
+	unlock, err := s.urgent(ctx, p, "destroy", id)
+	if err == nil {
+		defer unlock()
+		r, err = s.destroy(ctx, p, id)
+	}
 	return r, boundary(ctx, fmt.Sprintf("destroy tenant %q", clip(string(id))), err)
 }
 
@@ -374,41 +404,4 @@ func (s *Store) Tenants(ctx context.Context, p Principal) ([]Info, error) {
 		return nil
 	})
 	return list, boundary(ctx, "list tenants", err)
-}
-
-// recover finishes or undoes what a crash interrupted. Where the key provider
-// or an engine can't be reached, the tenant stays closed until the next Open.
-func (s *Store) recover(ctx context.Context) error {
-	type found struct {
-		e       entry
-		version uint64
-	}
-	var open []found
-	if err := s.entries(ctx, func(e entry, v uint64) error {
-		if e.State == stateCreating || e.State == stateDestroying || e.Pending != nil {
-			open = append(open, found{e, v})
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	for _, f := range open {
-		var err error
-		switch {
-		case f.e.State == stateCreating:
-			err = s.undoCreate(ctx, f.e)
-		case f.e.State == stateDestroying:
-			_, err = s.finishDestroy(ctx, f.e, f.version)
-		default:
-			err = s.undoPending(ctx, f.e, f.version)
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			s.cfg.Logger.ErrorContext(ctx, "interrupted change can't be finished now", "event", "tenantstore.recover_failed",
-				"tenant", f.e.ID, "state", f.e.State, "error", err)
-		}
-	}
-	return nil
 }

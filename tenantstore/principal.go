@@ -143,8 +143,10 @@ func (s *Store) Assign(ctx context.Context, signed []byte) error {
 }
 
 func (s *Store) assign(ctx context.Context, signed []byte) error {
-	s.control.Lock()
-	defer s.control.Unlock()
+	if err := s.assigning.lock(ctx); err != nil {
+		return err
+	}
+	defer s.assigning.unlock()
 	// Who brings assignments is told what is wrong with them: that helps nobody
 	// to forge the owner's signature.
 	deny := func(reason error) error {

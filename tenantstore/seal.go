@@ -57,6 +57,7 @@ const (
 	kindOnce   = 'o' // marks of ingested messages
 	kindOnceAt = 'p' // the same by time, for pruning
 	kindMeta   = 'm'
+	kindMoved  = 'v' // before an engine key: it was written while the instance is copied
 )
 
 const (

@@ -89,35 +89,26 @@ func (s *Store) refresh(ctx context.Context) error {
 }
 
 // current reports whether the catalogue still says of an open instance what it
-// said when it was opened.
-func (s *Store) current(ctx context.Context, in *instance) (bool, error) {
+// said when it was opened; with must it asks however fresh the last answer is.
+func (s *Store) current(ctx context.Context, in *instance, must bool) (bool, error) {
 	if !s.shared {
 		return true, nil
 	}
-	in.mu.Lock()
-	defer in.mu.Unlock()
+	if err := in.mu.lock(ctx); err != nil {
+		return false, err
+	}
+	defer in.mu.unlock()
 	now := time.Now()
-	if now.Sub(in.seen) < pollEvery && in.seen.UnixNano() > s.woken.Load() {
+	if !must && now.Sub(in.seen) < pollEvery && in.seen.UnixNano() > s.woken.Load() {
 		return true, nil
 	}
 	e, _, ok, err := s.lookup(ctx, in.id)
 	if err != nil {
+		if replaced(err, false) { // of the catalogue, and not of the tenant's instance
+			err = fmt.Errorf("%w: catalogue: %v", ErrBusy, err)
+		}
 		return false, err
 	}
 	in.seen = now
-	o := in.entry
-	return ok && e.UID == o.UID && e.State == o.State && e.Engine == o.Engine && e.Generation == o.Generation && e.KeyID == o.KeyID, nil
-}
-
-// Recover finishes or undoes what a crash interrupted. Open does it itself,
-// except where several processes share the system instance: there it could
-// undo what another one is doing, so an operator calls it when none is. It
-// needs RoleControl.
-func (s *Store) Recover(ctx context.Context, p Principal) error {
-	s.control.Lock()
-	defer s.control.Unlock()
-	if err := s.may(p, "", RoleControl); err != nil {
-		return boundary(ctx, "recover", s.deny(ctx, p, "recover", err))
-	}
-	return boundary(ctx, "recover", s.recover(ctx))
+	return ok && e.sameInstance(in.entry), nil
 }

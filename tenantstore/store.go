@@ -103,7 +103,9 @@ type Store struct {
 
 	witnesses []note.Verifier
 
-	control     sync.Mutex // serialises the control plane
+	control     controls
+	assigning   mutex    // serialises Assign
+	cut         sync.Map // UID to the pending key of a copy that this process stopped
 	assigned    atomic.Pointer[verifiedAssignments]
 	cache       *cache
 	lastVersion atomic.Uint64
@@ -112,6 +114,7 @@ type Store struct {
 	woken       atomic.Int64 // when another process last said that something changed
 
 	stopListening func() // nil where nobody can wake us
+	stopResuming  func() // nil where nothing was interrupted
 	closed        atomic.Bool
 }
 
@@ -123,7 +126,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err := cfg.defaults(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, cache: newCache(cfg.MaxOpen), engines: map[string]Placement{}}
+	s := &Store{cfg: cfg, cache: newCache(cfg.MaxOpen), assigning: newMutex(), engines: map[string]Placement{}}
 	if err := durable.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -167,7 +170,11 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 		}
 		return s, nil
 	}
-	return s, s.recover(ctx)
+	unfinished, err := s.recover(ctx)
+	if err == nil && len(unfinished) > 0 {
+		s.resume(unfinished)
+	}
+	return s, err
 }
 
 func (c *Config) defaults() error {
@@ -333,6 +340,9 @@ func (s *Store) Close(ctx context.Context) error {
 func (s *Store) closeAll(ctx context.Context) error {
 	if s.stopListening != nil {
 		s.stopListening()
+	}
+	if s.stopResuming != nil {
+		s.stopResuming()
 	}
 	err := s.cache.close(ctx)
 	if s.audit != nil && s.audit.log != nil {

@@ -186,3 +186,16 @@ func (w *world) handle(s *tenantstore.Store, id tenantstore.ID) *tenantstore.Ten
 	require.NoError(w.tb, err)
 	return t
 }
+
+// info is what the catalogue says of a tenant.
+func (w *world) info(s *tenantstore.Store, id tenantstore.ID) tenantstore.Info {
+	list, err := s.Tenants(context.Background(), w.operator(s))
+	require.NoError(w.tb, err)
+	for _, i := range list {
+		if i.ID == id {
+			return i
+		}
+	}
+	require.Fail(w.tb, "no such tenant")
+	return tenantstore.Info{}
+}

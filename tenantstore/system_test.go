@@ -50,21 +50,20 @@ func TestSystemKeyIsReplacedWhateverIsCut(t *testing.T) {
 				require.NoError(t, err)
 				audit := s.AuditKey()
 				old, _ := systemState(t, w)
-				p.late = late
 				if action == "rewrap" {
-					p.left = n
+					p.Cut(n, late)
 					err = s.RewrapKey(ctx, op, "")
 				} else {
 					require.NoError(t, s.RotateKey(ctx, op, ""))
 					require.NoError(t, s.Close(ctx))
-					p.left = n
+					p.Cut(n, late)
 					var again *tenantstore.Store
 					if again, err = tenantstore.Open(ctx, w.config()); err == nil {
 						s = again
 					}
 				}
-				reached := p.left == 0
-				p.left = -1
+				reached := p.IsCut()
+				p.Cut(-1, false)
 				_ = s.Close(context.Background())
 				s = w.open()
 				require.Equal(t, audit, s.AuditKey())

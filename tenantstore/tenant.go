@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/trusttree/trusttree/tenantstore/engine"
@@ -58,7 +59,11 @@ func (t *Tenant) with(ctx context.Context, action, collection string, roles []Ro
 	if err := t.s.may(t.p, t.id, roles...); err != nil {
 		return t.s.deny(ctx, t.p, action, err)
 	}
-	err := t.use(ctx, func(in *instance) error {
+	counted := false
+	err := t.use(ctx, !slices.Contains(roles, RoleRead), func(in *instance) error {
+		if counted { // it runs again
+			return f(in)
+		}
 		if err := in.limits.op(1); err != nil {
 			return err
 		}
@@ -67,12 +72,13 @@ func (t *Tenant) with(ctx context.Context, action, collection string, roles []Ro
 				return err
 			}
 		}
+		counted = true
 		return f(in)
 	})
 	switch {
 	case errors.Is(err, ErrDenied):
 		return t.s.deny(ctx, t.p, action, err)
-	case errors.Is(err, ErrTampered), errors.Is(err, ErrRollback), errors.Is(err, engine.ErrCorrupt):
+	case errors.Is(err, ErrTampered), errors.Is(err, ErrRollback), errors.Is(err, engine.ErrCorrupt), errors.Is(err, engine.ErrNotFound):
 		aerr := t.s.audit.record(ctx, t.s.systemTrail(), Event{Action: action, Outcome: "failed", Subject: t.p.subject,
 			Stream: t.p.stream, Tenant: t.id, Detail: err.Error()})
 		return errors.Join(err, aerr)

@@ -217,6 +217,9 @@ func (x *Tx) Append(collection, series string, at time.Time, value []byte) error
 		if err != nil {
 			return err
 		}
+		if len(kv.Key) != len(ek) {
+			return fmt.Errorf("%w: a point's key has %d bytes", ErrTampered, len(kv.Key))
+		}
 		ek = pointKey(space, at, binary.BigEndian.Uint32(kv.Key[spaceSize+8:])+1)
 	}
 	fresh, err = x.tx.Insert(ek, x.in.seal.seal(&x.sc, ek, x.s.version(), value))
@@ -346,14 +349,18 @@ func (t *Tenant) update(ctx context.Context, action, collection string, f func(*
 		}
 		full := in.limits.room(ctx, in.db)
 		if full != nil && !errors.Is(full, ErrQuota) {
-			return full
+			return fmt.Errorf("%w: %w", engine.ErrAborted, full)
 		}
 		if err := t.s.firstWrite(ctx, in); err != nil {
 			return err
 		}
 		var x *Tx
 		err := in.db.Update(ctx, func(tx engine.Tx) error {
-			x = &Tx{in: in, tx: in.written(tx), s: t.s, roles: roles, full: full}
+			noted, err := in.written(tx)
+			if err != nil {
+				return err
+			}
+			x = &Tx{in: in, tx: noted, s: t.s, roles: roles, full: full}
 			return f(x)
 		})
 		if err == nil && x.ops > 1 {

@@ -26,7 +26,7 @@ func (t *Tenant) Verify(ctx context.Context) (Usage, error) {
 		}
 		return in.pages(ctx, func(kv engine.KV) error {
 			_, _, err := in.seal.open(new(scratch), kv.Key, kv.Value)
-			if err == nil && kv.Key[0] != kindMeta && kv.Key[0] != kindOnceAt {
+			if err == nil && !own(kv.Key) && kv.Key[0] != kindOnceAt {
 				u.Records++
 			}
 			return err
@@ -39,21 +39,7 @@ func (t *Tenant) Verify(ctx context.Context) (Usage, error) {
 func (in *instance) pages(ctx context.Context, each func(engine.KV) error) error {
 	var from []byte
 	for {
-		var page []engine.KV
-		err := in.db.View(ctx, func(tx engine.Tx) error {
-			page = page[:0]
-			n := 0
-			for kv, err := range tx.Scan(from, nil, false, pageRecords) {
-				if err != nil {
-					return err
-				}
-				page = append(page, kv)
-				if n += len(kv.Value); n > pageBytes {
-					break
-				}
-			}
-			return nil
-		})
+		page, err := in.page(ctx, from, pageRecords, pageBytes)
 		if err != nil || len(page) == 0 {
 			return err
 		}
@@ -65,4 +51,23 @@ func (in *instance) pages(ctx context.Context, each func(engine.KV) error) error
 			}
 		}
 	}
+}
+
+// page reads the sealed pairs from a key on: at most records, and about bytes.
+func (in *instance) page(ctx context.Context, from []byte, records, bytes int) (page []engine.KV, err error) {
+	err = in.db.View(ctx, func(tx engine.Tx) error {
+		page = page[:0]
+		n := 0
+		for kv, err := range tx.Scan(from, nil, false, records) {
+			if err != nil {
+				return err
+			}
+			page = append(page, kv)
+			if n += len(kv.Value); n > bytes {
+				break
+			}
+		}
+		return nil
+	})
+	return page, err
 }

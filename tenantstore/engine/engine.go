@@ -27,6 +27,8 @@ var (
 	ErrFull = errors.New("no space left")
 	// ErrUnavailable says that the engine can't be reached; try later.
 	ErrUnavailable = errors.New("engine unavailable")
+	// ErrAborted, beside another, says of an Update that nothing of it was done.
+	ErrAborted = errors.New("transaction aborted")
 )
 
 // Limits of a key and a value in bytes, after sealing.
@@ -124,6 +126,13 @@ type Tx interface {
 	// their bytes, or in reverse. A nil to means no end. Do not write while
 	// scanning.
 	Scan(from, to []byte, reverse bool, limit int) iter.Seq2[KV, error]
+}
+
+// Peeker is what a Tx may implement that shares a commit with others.
+type Peeker interface {
+	// Peek is Get for what changes seldom: it may return what was there before
+	// the first of the transactions that are committed together.
+	Peek(key []byte) ([]byte, error)
 }
 
 // Waker is what a Tx of a shared engine implements if it can tell other

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -41,27 +42,48 @@ func (d *db) Update(ctx context.Context, f func(engine.Tx) error) error {
 	return err
 }
 
+// errAlone rolls back the transaction of one job that failed.
+var errAlone = errors.New("the only job failed")
+
 // runGroup commits jobs together, each in a savepoint. An advisory lock that
 // lasts as long as the transaction serialises the writers of all processes; it
-// is taken before the snapshot.
+// is taken before the snapshot. It ends when nobody waits for it any more.
 func (d *db) runGroup(jobs []*group.Job) error {
 	ctx, cancel := context.WithTimeout(context.Background(), groupTimeout)
 	defer cancel()
+	var waiting atomic.Int32
+	waiting.Store(int32(len(jobs)))
+	for _, j := range jobs {
+		defer context.AfterFunc(j.Ctx, func() {
+			if waiting.Add(-1) == 0 {
+				cancel()
+			}
+		})()
+	}
+	peeked := map[string][]byte{}
+	ran := false
 	err := d.update(ctx, func(ptx pgx.Tx) error {
 		for _, j := range jobs {
 			if j.Err = j.Ctx.Err(); j.Err != nil {
 				continue
 			}
-			if err := d.runJob(ctx, ptx, j); err != nil {
+			if err := d.runJob(ctx, ptx, j, peeked, len(jobs) > 1); err != nil {
 				return err
 			}
 		}
+		ran = true
 		return nil
 	})
-	if err != nil {
-		return classify(d.ref, err)
+	if err == nil || errors.Is(err, errAlone) {
+		return nil
 	}
-	return nil
+	if ctx.Err() != nil && waiting.Load() <= 0 {
+		err = errors.Join(context.Canceled, err)
+	}
+	if err = classify(d.ref, err); !ran { // no commit was asked for
+		err = fmt.Errorf("%w: %w", engine.ErrAborted, err)
+	}
+	return err
 }
 
 func (d *db) update(ctx context.Context, f func(pgx.Tx) error) error {
@@ -83,14 +105,21 @@ func (d *db) update(ctx context.Context, f func(pgx.Tx) error) error {
 func (d *db) lockKey() int64 { return int64(binary.BigEndian.Uint64(d.ref.UID[:8])) }
 
 // runJob returns an error only when the whole transaction is lost.
-func (d *db) runJob(ctx context.Context, ptx pgx.Tx, j *group.Job) error {
-	if _, err := ptx.Exec(ctx, "SAVEPOINT s"); err != nil {
-		return err
+func (d *db) runJob(ctx context.Context, ptx pgx.Tx, j *group.Job, peeked map[string][]byte, nested bool) error {
+	if nested {
+		if _, err := ptx.Exec(ctx, "SAVEPOINT s"); err != nil {
+			return err
+		}
 	}
-	t := &tx{d: d, ctx: ctx, tx: ptx, write: true}
+	t := &tx{d: d, ctx: ctx, tx: ptx, write: true, peeked: peeked}
 	j.Run(t)
 	t.d = nil
-	if j.Err == nil {
+	switch {
+	case !nested && j.Err != nil:
+		return errAlone
+	case !nested:
+		return nil
+	case j.Err == nil:
 		_, err := ptx.Exec(ctx, "RELEASE SAVEPOINT s")
 		return err
 	}
@@ -140,6 +169,8 @@ type tx struct {
 	ctx   context.Context
 	tx    pgx.Tx
 	write bool
+
+	peeked map[string][]byte // of the jobs that are committed together
 }
 
 func (t *tx) ready(write bool) error {
@@ -164,6 +195,18 @@ func (t *tx) Get(key []byte) (v []byte, err error) {
 		return nil, classify(t.d.ref, err)
 	}
 	return v, nil
+}
+
+// Peek implements engine.Peeker.
+func (t *tx) Peek(key []byte) ([]byte, error) {
+	if v, ok := t.peeked[string(key)]; ok {
+		return v, nil
+	}
+	v, err := t.Get(key)
+	if err == nil && t.peeked != nil {
+		t.peeked[string(key)] = v
+	}
+	return v, err
 }
 
 func (t *tx) exec(sql string, args ...any) (bool, error) {

@@ -99,6 +99,7 @@ func poolConfig(dsn string) (*pgxpool.Config, error) {
 	c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	c.ConnConfig.StatementCacheCapacity, c.ConnConfig.DescriptionCacheCapacity = 0, 0
 	c.ConnConfig.ConnectTimeout = connectTimeout
+	c.ConnConfig.MaxProtocolMessageBodyLen = 2*(engine.MaxKey+engine.MaxValue) + 1024 // in hex; whatever the server says
 	c.MaxConns, c.MinConns, c.MaxConnIdleTime = tenantConns, 0, idleTime
 	return c, nil
 }
@@ -347,11 +348,11 @@ func classify(ref engine.Ref, err error) error {
 	switch {
 	case errors.As(err, &pg):
 		switch code := pg.Code; {
-		case code == "3D000" || code == "28P01" || code == "28000":
+		case code == "3D000" || code == "28P01" || code == "28000" || code == "42P01" || code == "3F000": // database, login, table, schema
 			class = engine.ErrNotFound
 		case code == "42501":
 			class = engine.ErrFenced
-		case code == "XX001" || code == "XX002" || code == "42P01" || code == "3F000":
+		case code == "XX001" || code == "XX002":
 			class = engine.ErrCorrupt
 		case code == "53100":
 			class = engine.ErrFull

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trusttree/trusttree/internal/testenv"
+	"github.com/trusttree/trusttree/internal/testpg"
 	"github.com/trusttree/trusttree/tenantstore/engine"
 	"github.com/trusttree/trusttree/tenantstore/engine/enginetest"
 	"github.com/trusttree/trusttree/tenantstore/postgres"
@@ -20,8 +21,8 @@ import (
 func TestConformance(t *testing.T) {
 	c := server(t)
 	for name, cfg := range map[string]postgres.Config{
-		"database for each tenant": {Admin: c.admin},
-		"schema for each tenant":   {Admin: c.admin, Schemas: true},
+		"database for each tenant": {Admin: c.Admin},
+		"schema for each tenant":   {Admin: c.Admin, Schemas: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e, err := postgres.New(t.Context(), cfg)
@@ -31,16 +32,16 @@ func TestConformance(t *testing.T) {
 		})
 	}
 	t.Run("behind pgbouncer in transaction mode", func(t *testing.T) {
-		e, err := postgres.New(t.Context(), postgres.Config{Admin: c.admin, Tenants: bouncer(t, c)})
+		e, err := postgres.New(t.Context(), postgres.Config{Admin: c.Admin, Tenants: bouncer(t, c)})
 		require.NoError(t, err)
 		enginetest.Run(t, e)
 		require.NoError(t, e.Close())
 	})
 }
 
-func admin(t *testing.T, c *cluster, sql string) {
+func admin(t *testing.T, c *testpg.Server, sql string) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), c.admin)
+	conn, err := pgx.Connect(t.Context(), c.Admin)
 	require.NoError(t, err)
 	defer conn.Close(t.Context())
 	_, err = conn.Exec(t.Context(), sql)
@@ -51,7 +52,7 @@ func key(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
 
 func TestRoleThatCanDoMoreIsRefused(t *testing.T) {
 	c := server(t)
-	e, err := postgres.New(t.Context(), postgres.Config{Admin: c.admin})
+	e, err := postgres.New(t.Context(), postgres.Config{Admin: c.Admin})
 	require.NoError(t, err)
 	defer e.Close()
 	r := engine.Ref{UID: [16]byte{0xaa}, Generation: 1}
@@ -73,7 +74,7 @@ func TestRoleThatCanDoMoreIsRefused(t *testing.T) {
 func TestOneTenantsLoginReachesNoOther(t *testing.T) {
 	c := server(t)
 	for mode, schemas := range []bool{false, true} {
-		e, err := postgres.New(t.Context(), postgres.Config{Admin: c.admin, Schemas: schemas})
+		e, err := postgres.New(t.Context(), postgres.Config{Admin: c.Admin, Schemas: schemas})
 		require.NoError(t, err)
 		var names []string
 		for i := range 2 {
@@ -83,7 +84,7 @@ func TestOneTenantsLoginReachesNoOther(t *testing.T) {
 			names = append(names, "t_"+strings.Replace(r.String(), "-", "_", 1))
 		}
 		admin(t, c, "ALTER ROLE "+names[0]+" PASSWORD 'stolen'")
-		cc, err := pgx.ParseConfig(c.admin)
+		cc, err := pgx.ParseConfig(c.Admin)
 		require.NoError(t, err)
 		cc.User, cc.Password = names[0], "stolen"
 		var attacks []string
@@ -122,7 +123,7 @@ func TestAdministratorsPasswordIsInNoError(t *testing.T) {
 // connections, and each reads its own.
 func TestManyTenantsInSchemas(t *testing.T) {
 	c := server(t)
-	e, err := postgres.New(t.Context(), postgres.Config{Admin: c.admin, Schemas: true, MaxConns: 8})
+	e, err := postgres.New(t.Context(), postgres.Config{Admin: c.Admin, Schemas: true, MaxConns: 8})
 	require.NoError(t, err)
 	defer e.Close()
 	n := testenv.N(12, 1100)

@@ -27,6 +27,7 @@ import (
 
 	"github.com/trusttree/trusttree/internal/testenv"
 	"github.com/trusttree/trusttree/tenantstore"
+	"github.com/trusttree/trusttree/tenantstore/engine"
 	"github.com/trusttree/trusttree/tenantstore/keys"
 	"github.com/trusttree/trusttree/tenantstore/postgres"
 )
@@ -84,7 +85,7 @@ func newSite(t *testing.T) *site {
 	return w
 }
 
-func (w *site) open(t *testing.T, e *postgres.Engine, dir, instance string) *tenantstore.Store {
+func (w *site) open(t *testing.T, e engine.Engine, dir, instance string) *tenantstore.Store {
 	s, err := tenantstore.Open(t.Context(), tenantstore.Config{Dir: dir, Logger: w.logger(), Keys: w.keys, Owners: []crypto.PublicKey{w.owner.Public()}, Roots: w.roots,
 		Region: "eu", System: e.Name(), Instance: instance, Placement: []tenantstore.Placement{{Region: "eu", Engine: e}}})
 	require.NoError(t, err)
@@ -111,7 +112,7 @@ func (w *site) principal(t *testing.T, s *tenantstore.Store, cn string) tenantst
 // changes the other follows within a second, and each has a log of its own.
 func TestTwoProcessesShareAStore(t *testing.T) {
 	c, ctx := server(t), t.Context()
-	e, err := postgres.New(ctx, postgres.Config{Admin: c.admin, Schemas: true})
+	e, err := postgres.New(ctx, postgres.Config{Admin: c.Admin, Schemas: true})
 	require.NoError(t, err)
 	defer e.Close()
 	defer func() {
@@ -148,33 +149,31 @@ func TestTwoProcessesShareAStore(t *testing.T) {
 	require.ErrorIs(t, err, tenantstore.ErrConflict)
 
 	// The old generation takes no write of the other process any more, and
-	// what it goes on to write is in the new one.
+	// what it goes on to write is in the new one, without an error.
 	require.NoError(t, one.RotateKey(ctx, op, "acme"))
-	require.Eventually(t, func() bool {
-		_, err := cols[1].Put(ctx, []byte("after"), []byte("two"))
-		return err == nil
-	}, 10*time.Second, 50*time.Millisecond)
+	_, err = cols[1].Put(ctx, []byte("after"), []byte("two"))
+	require.NoError(t, err)
 	r, err := cols[0].Get(ctx, []byte("after"))
 	require.NoError(t, err)
 	assert.Equal(t, "two", string(r.Value))
 
 	before := w.woken.Load()
 	require.NoError(t, one.Suspend(ctx, op, "acme"))
-	require.Eventually(t, func() bool { return w.woken.Load() >= before+2 }, 20*time.Second, time.Millisecond, "both are told at once, without a poll")
+	require.Eventually(t, func() bool { return w.woken.Load() >= before+2 }, 60*time.Second, time.Millisecond, "both are told at once, without a poll")
 	require.Eventually(t, func() bool {
 		_, err := cols[1].Get(ctx, []byte("k"))
 		return errors.Is(err, tenantstore.ErrTenantClosed)
-	}, 10*time.Second, 50*time.Millisecond)
+	}, 60*time.Second, 50*time.Millisecond)
 	// The listening connections are cut: the poll goes on, and they come back.
 	before = w.woken.Load()
 	admin(t, c, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
 	require.NoError(t, two.Resume(ctx, w.principal(t, two, "operator"), "acme"))
-	require.Eventually(t, func() bool { return w.lost.Load() >= 2 && w.woken.Load() >= before+2 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return w.lost.Load() >= 2 && w.woken.Load() >= before+2 }, 60*time.Second, 10*time.Millisecond)
 	w.assign(t, two, 2, tenantstore.RoleRead)
 	require.Eventually(t, func() bool {
 		_, err := cols[0].Put(ctx, []byte("k"), nil)
 		return errors.Is(err, tenantstore.ErrDenied)
-	}, 10*time.Second, 50*time.Millisecond)
+	}, 60*time.Second, 50*time.Millisecond)
 	require.NoError(t, one.Recover(ctx, op))
 	require.NoError(t, one.Close(ctx))
 	require.NoError(t, two.Close(ctx))
@@ -184,7 +183,7 @@ func TestTwoProcessesShareAStore(t *testing.T) {
 // it, and comes back; a canary written on the way is nowhere on the server.
 func TestStoreMovesBetweenEngines(t *testing.T) {
 	c, ctx := server(t), t.Context()
-	e, err := postgres.New(ctx, postgres.Config{Admin: c.admin})
+	e, err := postgres.New(ctx, postgres.Config{Admin: c.Admin})
 	require.NoError(t, err)
 	defer e.Close()
 	w := newSite(t)
@@ -229,14 +228,14 @@ func TestStoreMovesBetweenEngines(t *testing.T) {
 	require.NoError(t, s.RotateKey(ctx, op, "acme"))
 	assert.Equal(t, 400, count())
 
-	dump := exec.Command(testenv.Tool(t, "pg_dump", "postgresql"), "-d", c.admin+" dbname="+database(t, e, a))
+	dump := exec.Command(testenv.Tool(t, "pg_dump", "postgresql"), "-d", c.Admin+" dbname="+database(t, e, a))
 	out, err := dump.Output()
 	require.NoError(t, err)
 	require.Greater(t, len(out), 50_000)
 	assert.NotContains(t, string(out), canary, "pg_dump")
 	hexed := fmt.Sprintf("%x", canary)
 	assert.NotContains(t, string(out), hexed, "pg_dump")
-	require.NoError(t, filepath.WalkDir(c.dir, func(p string, d fs.DirEntry, err error) error {
+	require.NoError(t, filepath.WalkDir(c.Dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || d.Type()&fs.ModeSocket != 0 {
 			return nil //nolint:nilerr // files come and go while the server runs
 		}
