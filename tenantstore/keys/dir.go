@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/cipher"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,15 +21,23 @@ import (
 	"github.com/trusttree/trusttree/tenantstore/internal/xaes"
 )
 
-const maxFile = 16 << 10
+const (
+	maxFile    = 16 << 10
+	masterName = "master.json"
+	lockName   = "lock"
+)
 
 // Dir is a tenantstore.KeyProvider that keeps each tenant's key in a file of
 // its own, sealed by XAES-256-GCM under a master key. Destroying a key
 // overwrites and removes its file and leaves a mark. On flash media old sectors
 // may survive until they are trimmed; what they hold is sealed under the master
-// key. It is safe for concurrent use in one process.
+// key. It is safe for concurrent use, in several processes too, where the file
+// system has locks that reach all of them (flock: one machine, or NFS version
+// 4); instances of a service on machines that share no such file system need a
+// transit engine, or tenants and a directory for each instance.
 type Dir struct {
 	dir string
+	sum [sha256.Size]byte // of master.json
 
 	mu     sync.RWMutex
 	master cipher.AEAD // nil after Close
@@ -67,17 +76,24 @@ func openDir(ctx context.Context, dir string, t transport.TPM) (*Dir, error) {
 	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
+	unlock, err := lockDir(ctx, dir, true) // two processes must not make two master keys
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if err := durable.Clean(dir); err != nil {
 		return nil, err
 	}
-	name := filepath.Join(dir, "master.json")
+	name := filepath.Join(dir, masterName)
 	var m masterFile
-	err := readJSON(name, &m)
+	sum, err := readJSON(name, &m)
 	if errors.Is(err, fs.ErrNotExist) {
 		if m, err = newMaster(ctx, t); err != nil {
 			return nil, err
 		}
-		err = writeJSON(name, m)
+		if err = writeJSON(name, m); err == nil {
+			sum, err = readJSON(name, &m)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -96,7 +112,7 @@ func openDir(ctx context.Context, dir string, t transport.TPM) (*Dir, error) {
 		return nil, fmt.Errorf("%s: %w: master key of kind %q (with a TPM configured: %v)", name, tenantstore.ErrInvalid, m.Kind, t != nil)
 	}
 	defer clear(key)
-	d := &Dir{dir: dir}
+	d := &Dir{dir: dir, sum: sum}
 	d.master, err = xaes.New(key)
 	return d, err
 }
@@ -142,6 +158,11 @@ func (d *Dir) Create(ctx context.Context, keyID string) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	unlock, err := lockDir(ctx, d.dir, true)
+	if err != nil {
+		return fmt.Errorf("keys: create %s: %w", keyID, err)
+	}
+	defer unlock()
 	kek, err := d.load(ctx, name, keyID)
 	if err == nil {
 		clear(kek)
@@ -150,6 +171,9 @@ func (d *Dir) Create(ctx context.Context, keyID string) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if err := d.sameMaster(); err != nil {
+		return fmt.Errorf("keys: create %s: %w", keyID, err)
+	}
 	kek = make([]byte, xaes.KeySize)
 	defer clear(kek)
 	_, _ = rand.Read(kek)
@@ -157,6 +181,21 @@ func (d *Dir) Create(ctx context.Context, keyID string) error {
 	_, _ = rand.Read(nonce)
 	if err := writeJSON(name, keyFile{Version: 1, ID: keyID, Sealed: d.master.Seal(nonce, nonce, kek, kekAAD(keyID))}); err != nil {
 		return fmt.Errorf("keys: create %s: %w", keyID, err)
+	}
+	return nil
+}
+
+// sameMaster reports an error when the directory has not the master key that it
+// was opened with: what is sealed under that one nobody would open again.
+func (d *Dir) sameMaster() error {
+	var m masterFile
+	sum, err := readJSON(filepath.Join(d.dir, masterName), &m)
+	clear(m.Key)
+	if err == nil && sum != d.sum {
+		err = errors.New("it has another master key")
+	}
+	if err != nil {
+		return fmt.Errorf("%w: directory %s was replaced while it was open: %w", tenantstore.ErrKeyUnavailable, d.dir, err)
 	}
 	return nil
 }
@@ -173,7 +212,7 @@ func (d *Dir) load(ctx context.Context, name, keyID string) ([]byte, error) {
 		return nil, fmt.Errorf("keys: %w: the directory is closed", tenantstore.ErrKeyUnavailable)
 	}
 	var f keyFile
-	if err := readJSON(name, &f); err != nil {
+	if _, err := readJSON(name, &f); err != nil {
 		return nil, fmt.Errorf("keys: %w: %w", tenantstore.ErrKeyUnavailable, err)
 	}
 	switch {
@@ -198,6 +237,11 @@ func (d *Dir) kek(ctx context.Context, keyID string) (cipher.AEAD, error) {
 	}
 	d.mu.RLock()
 	defer d.mu.RUnlock()
+	unlock, err := lockDir(ctx, d.dir, false) // nobody overwrites what is read
+	if err != nil {
+		return nil, fmt.Errorf("keys: key %s: %w", keyID, err)
+	}
+	defer unlock()
 	k, err := d.load(ctx, name, keyID)
 	if err != nil {
 		return nil, err
@@ -238,13 +282,18 @@ func (d *Dir) Unwrap(ctx context.Context, keyID string, wrapped []byte, kc tenan
 }
 
 // Destroy implements tenantstore.KeyProvider.
-func (d *Dir) Destroy(_ context.Context, keyID string) error {
+func (d *Dir) Destroy(ctx context.Context, keyID string) error {
 	name, err := d.path(keyID)
 	if err != nil {
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	unlock, err := lockDir(ctx, d.dir, true)
+	if err != nil {
+		return fmt.Errorf("keys: destroy %s: %w", keyID, err)
+	}
+	defer unlock()
 	if err := overwrite(name); err != nil {
 		return fmt.Errorf("keys: destroy %s: %w", keyID, err)
 	}
@@ -274,23 +323,24 @@ func overwrite(name string) error {
 	return f.Sync()
 }
 
-func readJSON(name string, v any) error {
+// readJSON also returns the hash of the file.
+func readJSON(name string, v any) (sum [sha256.Size]byte, err error) {
 	fi, err := os.Lstat(name)
 	if err != nil {
-		return err
+		return sum, err
 	}
 	if !fi.Mode().IsRegular() || fi.Size() > maxFile {
-		return fmt.Errorf("%s: %w: no regular file of at most %d bytes", name, tenantstore.ErrInvalid, maxFile)
+		return sum, fmt.Errorf("%s: %w: no regular file of at most %d bytes", name, tenantstore.ErrInvalid, maxFile)
 	}
 	b, err := os.ReadFile(name)
 	if err != nil {
-		return err
+		return sum, err
 	}
 	defer clear(b)
 	if err := strict.Decode(b, v); err != nil {
-		return fmt.Errorf("%s: %w: %w", name, tenantstore.ErrInvalid, err)
+		return sum, fmt.Errorf("%s: %w: %w", name, tenantstore.ErrInvalid, err)
 	}
-	return nil
+	return sha256.Sum256(b), nil
 }
 
 func writeJSON(name string, v any) error {
