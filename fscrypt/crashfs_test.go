@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/trusttree/trusttree/fscrypt/internal/disk"
 )
@@ -26,6 +27,20 @@ type crashFS struct {
 	dirs  map[string]bool
 	saved map[string]*inode // names that are durable
 	todo  []dirOp           // changes of names that are not
+
+	each func() // runs before every step, for what a cut there would leave
+	fail func(op string) error
+	room int64 // bytes that all files may have, 0 for any number
+}
+
+func (c *crashFS) stepAs(op string) error {
+	if err := c.step(); err != nil {
+		return err
+	}
+	if c.fail != nil {
+		return c.fail(op)
+	}
+	return nil
 }
 
 type inode struct {
@@ -51,6 +66,9 @@ func newCrashFS() *crashFS {
 }
 
 func (c *crashFS) step() error {
+	if c.each != nil {
+		c.each()
+	}
 	if c.cut > 0 && c.steps >= c.cut {
 		return errCut
 	}
@@ -66,15 +84,25 @@ func (c *crashFS) change(desc string, do func(map[string]*inode), dirs ...string
 func (c *crashFS) Create(name string) (disk.File, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.step(); err != nil {
+	if err := c.stepAs("create"); err != nil {
 		return nil, err
 	}
 	if c.files[name] != nil {
 		return nil, fs.ErrExist
 	}
+	if c.room > 0 && c.used() >= c.room {
+		return nil, syscall.ENOSPC
+	}
 	n := &inode{}
 	c.change("create "+name, func(m map[string]*inode) { m[name] = n }, path.Dir(name))
 	return &crashFile{c: c, n: n}, nil
+}
+
+func (c *crashFS) used() (n int64) {
+	for _, f := range c.files {
+		n += int64(len(f.data))
+	}
+	return n
 }
 
 func (c *crashFS) Open(name string) (disk.File, error) {
@@ -90,7 +118,7 @@ func (c *crashFS) Open(name string) (disk.File, error) {
 func (c *crashFS) Rename(a, b string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.step(); err != nil {
+	if err := c.stepAs("rename"); err != nil {
 		return err
 	}
 	n := c.files[a]
@@ -104,7 +132,7 @@ func (c *crashFS) Rename(a, b string) error {
 func (c *crashFS) Remove(name string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.step(); err != nil {
+	if err := c.stepAs("remove"); err != nil {
 		return err
 	}
 	if c.dirs[name] {
@@ -144,7 +172,7 @@ func (c *crashFS) List(dir string) ([]string, error) {
 func (c *crashFS) SyncDir(dir string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.step(); err != nil {
+	if err := c.stepAs("syncdir"); err != nil {
 		return err
 	}
 	c.todo = slices.DeleteFunc(c.todo, func(o dirOp) bool {
@@ -163,6 +191,11 @@ func (c *crashFS) Close() error { return nil }
 func (c *crashFS) Reboot(keep func() bool) *crashFS {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.reboot(keep)
+}
+
+// reboot is Reboot for each, which has the lock.
+func (c *crashFS) reboot(keep func() bool) *crashFS {
 	names := maps.Clone(c.saved)
 	for _, o := range c.todo {
 		if keep() {
@@ -232,15 +265,21 @@ func (f *crashFile) Write(p []byte) (int, error) {
 func (f *crashFile) WriteAt(p []byte, off int64) (int, error) {
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
-	if err := f.c.step(); err != nil {
+	if err := f.c.stepAs("write"); err != nil {
 		return 0, err
+	}
+	var err error
+	if most := int64(len(f.n.data)) + f.c.room - f.c.used(); f.c.room > 0 && off+int64(len(p)) > most {
+		p, err = p[:max(most-off, 0)], syscall.ENOSPC
 	}
 	if end := off + int64(len(p)); int64(len(f.n.data)) < end {
 		f.n.data = append(f.n.data, make([]byte, end-int64(len(f.n.data)))...)
 	}
-	copy(f.n.data[off:], p)
-	f.n.dirty = append(f.n.dirty, write{off: off, data: slices.Clone(p)})
-	return len(p), nil
+	if len(p) > 0 {
+		copy(f.n.data[off:], p)
+		f.n.dirty = append(f.n.dirty, write{off: off, data: slices.Clone(p)})
+	}
+	return len(p), err
 }
 
 func (f *crashFile) Read(p []byte) (int, error) {
@@ -268,17 +307,20 @@ func (f *crashFile) ReadAt(p []byte, off int64) (int, error) {
 func (f *crashFile) Sync() error {
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
-	if err := f.c.step(); err != nil {
+	if err := f.c.stepAs("sync"); err != nil {
 		return err
 	}
-	f.n.saved, f.n.dirty = slices.Clone(f.n.data), nil
+	for _, w := range f.n.dirty {
+		f.n.saved = w.land(f.n.saved, func() bool { return true })
+	}
+	f.n.dirty = nil
 	return nil
 }
 
 func (f *crashFile) Truncate(size int64) error {
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
-	if err := f.c.step(); err != nil {
+	if err := f.c.stepAs("truncate"); err != nil {
 		return err
 	}
 	f.n.data = f.n.data[:size]

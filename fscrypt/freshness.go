@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 
 	"github.com/google/go-tpm/tpm2"
@@ -152,6 +153,13 @@ func (v *Volume) rewriteLog(gen, epoch uint64) error {
 	num := logFile{num: v.num.num + 1, epoch: epoch}
 	log, err := writeLog(v.disk, v.header, num, v.keys[epoch], &next)
 	if err != nil {
+		if f, e := v.disk.Open(num.name()); !errors.Is(e, fs.ErrNotExist) {
+			// The next Open reads this log: nothing more may go to the old one.
+			v.log.Break(err)
+			if e == nil {
+				err = errors.Join(err, f.Close())
+			}
+		}
 		return err
 	}
 	old := v.num

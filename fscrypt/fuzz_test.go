@@ -64,9 +64,12 @@ func FuzzJournal(f *testing.F) {
 	}
 	written := [][]byte{[]byte("first record"), {}, bytes.Repeat([]byte("x"), 700)}
 	for _, r := range written {
-		if err := l.Add(r); err != nil {
+		if err := l.Add(r, false); err != nil {
 			f.Fatal(err)
 		}
+	}
+	if err := l.Sync(); err != nil {
+		f.Fatal(err)
 	}
 	whole := d.files["log"].data
 	f.Add(whole, 0, byte(0))

@@ -115,6 +115,7 @@ type op struct {
 	Gen   uint64 `json:"g,omitempty"`
 	Head  uint64 `json:"h,omitempty"` // generation that the header has at least
 	Count int    `json:"c,omitempty"` // files that follow in this snapshot
+	Batch []*op  `json:"b,omitempty"` // changes that are made together
 }
 
 const (
@@ -122,6 +123,7 @@ const (
 	opPut    = "put"
 	opRename = "rename"
 	opRemove = "remove"
+	opBatch  = "batch"
 )
 
 // manifest is the volume's tree: what the log adds up to.
@@ -246,6 +248,15 @@ func (m *manifest) apply(o *op) error {
 		m.count(m.files[o.Name], -1)
 		delete(m.files, o.Name)
 		m.unlink(o.Name)
+	case opBatch:
+		for _, b := range o.Batch {
+			if b == nil || b.Op == opBatch || b.Op == opHead {
+				return errors.New("bad batch")
+			}
+			if err := m.apply(b); err != nil {
+				return err
+			}
+		}
 	default:
 		return fmt.Errorf("unknown change %.20q", o.Op)
 	}
@@ -379,10 +390,10 @@ func writeLog(d disk.FS, h *header, l logFile, vk *Secret, m *manifest) (*journa
 	if err == nil {
 		err = d.Rename(tmp, l.name())
 	}
-	if err == nil {
-		err = d.SyncDir(".")
-	}
 	if err != nil {
+		return nil, errors.Join(err, log.Close(), d.Remove(tmp))
+	}
+	if err := d.SyncDir("."); err != nil {
 		return nil, errors.Join(err, log.Close())
 	}
 	return log, nil
@@ -393,7 +404,7 @@ func addOp(log *journal.Log, o *op) error {
 	if err != nil {
 		return err
 	}
-	return log.Add(b)
+	return log.Add(b, o.Op == opRemove || o.Op == opHead)
 }
 
 // fileInfo is an entry, or a directory, to package io/fs.

@@ -7,10 +7,35 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/trusttree/trusttree/fscrypt/internal/disk"
 )
+
+// Open opens a volume with whichever of the protectors fits a slot, tried in
+// the order given. It creates nothing, and it falls back to nothing.
+//
+// Errors wrap this package's sentinels; those of all attempts are joined.
+func Open(ctx context.Context, dir string, cfg Config, protectors ...Protector) (v *Volume, err error) {
+	defer boundary("open "+dir, &err)
+	meta := filepath.Join(dir, metaDir)
+	if fi, err := os.Lstat(meta); err != nil {
+		return nil, fmt.Errorf("%w (no volume was created here)", err)
+	} else if !fi.IsDir() {
+		return nil, fmt.Errorf("%s is not a directory: %w", meta, ErrWrongVolume)
+	}
+	d, err := disk.OpenOS(meta)
+	if err != nil {
+		return nil, err
+	}
+	v, err = openOn(ctx, dir, d, cfg, protectors)
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return v, nil
+}
 
 func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors []Protector) (_ *Volume, err error) {
 	v := newVolume(dir, d, cfg, protectors)
@@ -168,13 +193,13 @@ func (v *Volume) load(ctx context.Context, repair bool) error {
 		}
 	}
 	if repair {
+		// Not needed as long as the newer copy is there: on a full disk, the
+		// next Open tries again.
 		if err := writeHeader(v.disk, v.header); err != nil {
-			return err
+			v.event(ctx, slog.LevelWarn, "fscrypt.header.repair.failed", slog.String("reason", err.Error()))
 		}
 	}
-	if err := v.salvage(); err != nil {
-		return err
-	}
+	v.salvage(ctx)
 	if err := v.removeOrphans(); err != nil {
 		return err
 	}

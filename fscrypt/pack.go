@@ -1,11 +1,15 @@
 package fscrypt
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
+	"log/slog"
 	"maps"
 	"slices"
 
 	"github.com/trusttree/trusttree/fscrypt/internal/disk"
+	"github.com/trusttree/trusttree/fscrypt/internal/journal"
 )
 
 // Small objects first live in the log. When they have grown to maxLogged bytes
@@ -16,11 +20,23 @@ const (
 	maxLog    = 32 << 20
 )
 
-// pack moves small objects out of the log when there are many. It needs wmu.
-func (v *Volume) pack() error {
-	if v.m.inline < v.maxLogged {
-		return nil
+// tidy moves small objects out of the log when there are many. What was
+// written is durable before, so that a failure is no failure of the write: it
+// is tried again when as much has been written once more. It needs wmu.
+func (v *Volume) tidy() {
+	if v.m.inline < v.maxLogged+v.packLater {
+		return
 	}
+	if err := v.pack(); err != nil {
+		v.packLater = v.m.inline
+		v.event(context.Background(), slog.LevelWarn, "fscrypt.pack.failed", slog.String("reason", err.Error()))
+		return
+	}
+	v.packLater = 0
+}
+
+// pack moves the small objects to a file of their own.
+func (v *Volume) pack() error {
 	id := newObjectID()
 	f, err := v.disk.Create("objects/" + id)
 	if err != nil {
@@ -35,21 +51,10 @@ func (v *Volume) pack() error {
 		return errors.Join(err, v.disk.Remove("objects/"+id))
 	}
 	for _, o := range moved {
-		if err := addOp(v.log, o); err != nil {
-			return err
+		if err := v.record(o); err != nil {
+			return errors.Join(err, v.unrecorded(part{ID: id, Pack: id}))
 		}
 	}
-	if err := v.log.Sync(); err != nil {
-		return err
-	}
-	v.mu.Lock()
-	for _, o := range moved {
-		if err := v.m.apply(o); err != nil {
-			v.mu.Unlock()
-			return err
-		}
-	}
-	v.mu.Unlock()
 	if v.log.Size() < maxLog+int64(v.maxLogged) {
 		return nil
 	}
@@ -57,9 +62,11 @@ func (v *Volume) pack() error {
 }
 
 // fillPack writes the objects of the log one behind the other and returns the
-// changes of the manifest.
+// changes of the manifest, as records that a power cut leaves whole or not at
+// all.
 func (v *Volume) fillPack(s *sink) (moved []*op, err error) {
 	var w packBuffer
+	var size int
 	for _, name := range slices.Sorted(maps.Keys(v.m.files)) {
 		e := v.m.files[name]
 		if !slices.ContainsFunc(e.Parts, func(p part) bool { return p.Data != nil }) {
@@ -78,10 +85,23 @@ func (v *Volume) fillPack(s *sink) (moved []*op, err error) {
 			}
 			p.Data = nil
 		}
-		moved = append(moved, &op{Op: opPut, Name: name, File: &next})
+		o := &op{Op: opPut, Name: name, File: &next}
+		b, err := json.Marshal(o)
+		if err != nil {
+			return nil, err
+		}
+		if size += len(b) + 1; size > journal.MaxRecord-batchRoom || len(moved) == 0 {
+			moved = append(moved, &op{Op: opBatch})
+			size = len(b) + 1
+		}
+		last := moved[len(moved)-1]
+		last.Batch = append(last.Batch, o)
 	}
 	return moved, w.flush(s.file)
 }
+
+// batchRoom is what a batch needs beside its changes, in bytes.
+const batchRoom = 64
 
 // packBuffer gathers small objects for larger writes.
 type packBuffer struct {

@@ -52,6 +52,11 @@ func (v *Volume) Rotate(ctx context.Context, protectors ...Protector) (err error
 			return err
 		}
 	}
+	v.wmu.Lock()
+	if v.usable() == nil {
+		v.salvage(ctx)
+	}
+	v.wmu.Unlock()
 	for {
 		left, err := v.stale()
 		if err != nil {
@@ -176,7 +181,7 @@ func (v *Volume) reencrypt(name string) error {
 		if p.Epoch == v.epoch() {
 			continue
 		}
-		n, err := v.copyPart(p)
+		n, err := v.copyPart(p, len(f.parts) > 1)
 		if err != nil {
 			v.wmu.Lock()
 			defer v.wmu.Unlock()
@@ -194,11 +199,9 @@ func (v *Volume) reencrypt(name string) error {
 		return v.dropParts(&entry{Parts: made})
 	}
 	if err := v.record(&op{Op: opPut, Name: name, File: &next}); err != nil {
-		return err
+		return errors.Join(err, v.unrecorded(made...))
 	}
-	if err := v.pack(); err != nil {
-		return err
-	}
+	v.tidy()
 	return v.dropParts(&entry{Parts: slices.DeleteFunc(slices.Clone(f.entry.Parts), func(p part) bool {
 		return slices.ContainsFunc(next.Parts, func(q part) bool { return p.ID == q.ID })
 	})})
@@ -210,7 +213,9 @@ func (v *Volume) epoch() uint64 {
 	return v.header.Epoch
 }
 
-func (v *Volume) copyPart(p *partReader) (part, error) {
+// copyPart encrypts an object anew, where asked for in a file of its own: many
+// small ones would make a record too large.
+func (v *Volume) copyPart(p *partReader, own bool) (part, error) {
 	r, err := age.Decrypt(p.file, v.objectKey(p.part))
 	if err != nil {
 		return part{}, err
@@ -219,7 +224,13 @@ func (v *Volume) copyPart(p *partReader) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	n, err := io.Copy(o.age, r)
+	var n int64
+	if own {
+		err = o.sink.spill()
+	}
+	if err == nil {
+		n, err = io.Copy(o.age, r)
+	}
 	if err == nil && n != p.Size+p.Pad {
 		err = ErrTampered
 	}

@@ -1,10 +1,13 @@
 package fscrypt
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -32,6 +35,7 @@ func (v *Volume) Append(name string) (_ *Writer, err error) {
 	if err != nil {
 		return nil, err
 	}
+	o.sink.through = true // what a program that is killed had written is in the file
 	if err = o.sink.spill(); err == nil {
 		err = o.sink.sync()
 	}
@@ -41,6 +45,7 @@ func (v *Volume) Append(name string) (_ *Writer, err error) {
 	if err != nil {
 		return nil, errors.Join(err, v.discard(o))
 	}
+	o.keep = true
 	return &Writer{v: v, name: name, o: o, segment: true, epoch: epoch}, nil
 }
 
@@ -53,6 +58,9 @@ func (v *Volume) addSegment(name string, p part) error {
 	}
 	p.Open = true
 	next := entry{Version: 1, ModTime: time.Now().UnixNano()}
+	if err := v.endLeftOver(name); err != nil {
+		return err
+	}
 	if e := v.m.files[name]; e != nil {
 		if e.segment() >= 0 {
 			return errors.New("another Append to it is open")
@@ -64,11 +72,47 @@ func (v *Volume) addSegment(name string, p part) error {
 		next.Parts = slices.Clone(e.Parts)
 	}
 	next.Parts = append(next.Parts, p)
-	return v.record(&op{Op: opPut, Name: name, File: &next})
+	if err := v.record(&op{Op: opPut, Name: name, File: &next}); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.active[p.ID] = true
+	return nil
+}
+
+// inactive says that nobody writes a segment any more.
+func (v *Volume) inactive(id string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.active, id)
 }
 
 // segment is the index of the part that is still being written, or -1.
 func (e *entry) segment() int { return slices.IndexFunc(e.Parts, func(p part) bool { return p.Open }) }
+
+// closeSegment ends a segment; failed is why its writing failed, if it did.
+// Then the whole chunks that authenticate are kept, at the latest when the
+// file is appended to or the volume opened again.
+func (v *Volume) closeSegment(name string, o *object, failed error) error {
+	id := o.part.ID
+	defer v.inactive(id)
+	if failed == nil {
+		failed = v.finish(o)
+	} else {
+		failed = errors.Join(failed, v.discard(o))
+	}
+	if failed == nil {
+		return v.endSegment(name, id, &o.part)
+	}
+	v.wmu.Lock()
+	defer v.wmu.Unlock()
+	v.inactive(id)
+	if v.usable() == nil {
+		failed = errors.Join(failed, v.endLeftOver(name))
+	}
+	return failed
+}
 
 // endSegment puts a finished segment in place of the one being written; nil
 // drops it.
@@ -78,6 +122,11 @@ func (v *Volume) endSegment(name, id string, p *part) error {
 	if err := v.usable(); err != nil {
 		return err
 	}
+	return v.setSegment(name, id, p)
+}
+
+// setSegment is endSegment for who has wmu.
+func (v *Volume) setSegment(name, id string, p *part) error {
 	e := v.m.files[name]
 	if e == nil || e.segment() < 0 || e.Parts[e.segment()].ID != id {
 		return fmt.Errorf("was removed, renamed or written anew meanwhile: %w", fs.ErrNotExist)
@@ -118,23 +167,42 @@ func (w *Writer) Sync() (err error) {
 	return nil
 }
 
-// salvage ends the segments that a cut left unfinished: their whole chunks
-// that authenticate are kept. It runs while nobody else uses the volume.
-func (v *Volume) salvage() error {
-	for name, e := range v.m.files {
-		i := e.segment()
-		if i < 0 {
-			continue
-		}
-		kept, err := v.salvagePart(e.Parts[i])
-		if err != nil {
-			return err
-		}
-		if err := v.endSegment(name, e.Parts[i].ID, kept); err != nil {
-			return err
+// salvage ends the segments that a cut left unfinished. Where the disk is full
+// or fails, one stays as it is, for a later try. It needs wmu, or that nobody
+// else uses the volume.
+func (v *Volume) salvage(ctx context.Context) {
+	for _, name := range slices.Sorted(maps.Keys(v.m.files)) {
+		if err := v.endLeftOver(name); err != nil {
+			v.event(ctx, slog.LevelWarn, "fscrypt.salvage.failed", slog.String("reason", err.Error()))
 		}
 	}
-	return nil
+}
+
+// endLeftOver ends a file's segment that nobody writes any more, if it has one:
+// the whole chunks that authenticate are kept. It needs wmu.
+func (v *Volume) endLeftOver(name string) error {
+	e := v.m.files[name]
+	if e == nil || e.segment() < 0 {
+		return nil
+	}
+	p := e.Parts[e.segment()]
+	v.mu.RLock()
+	active := v.active[p.ID]
+	v.mu.RUnlock()
+	if active {
+		return nil
+	}
+	kept, err := v.salvagePart(p)
+	if err != nil {
+		return err
+	}
+	if err := v.setSegment(name, p.ID, kept); err != nil {
+		if kept != nil {
+			err = errors.Join(err, v.unrecorded(*kept))
+		}
+		return err
+	}
+	return v.dropParts(&entry{Parts: []part{p}})
 }
 
 // salvagePart copies the authenticated prefix of an unfinished object into a
@@ -155,6 +223,9 @@ func (v *Volume) salvagePart(p part) (*part, error) {
 	o, err := v.newObject()
 	if err != nil {
 		return nil, err
+	}
+	if err := o.sink.spill(); err != nil { // many small ones would make a record too large
+		return nil, errors.Join(err, v.discard(o))
 	}
 	buf := make([]byte, chunkSize)
 	for {

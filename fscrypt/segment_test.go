@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -120,4 +121,72 @@ func TestCutRecordingKeepsItsPrefix(t *testing.T) {
 		require.True(t, errors.Is(err, errCut), err)
 	}
 	assert.Greater(t, most, 3*len(block))
+}
+
+// TestManySmallSegments: a record with all of them in it would be too large.
+func TestManySmallSegments(t *testing.T) {
+	d := newCrashFS()
+	v, err := fscrypt.CreateOn(t.Context(), d, loose, pass)
+	require.NoError(t, err)
+	var want []byte
+	segment := bytes.Repeat([]byte("s"), 5000)
+	for range 300 {
+		w, err := v.Append("r")
+		require.NoError(t, err)
+		_, err = w.Write(segment)
+		require.NoError(t, err)
+		require.NoError(t, w.Close())
+		want = append(want, segment...)
+	}
+	require.NoError(t, v.Rotate(t.Context(), pass))
+	lock(t, v)
+	v, err = fscrypt.OpenOn(t.Context(), d, fscrypt.Config{}, pass)
+	require.NoError(t, err)
+	got, err := v.ReadFile("r")
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(want, got))
+	lock(t, v)
+}
+
+// TestFullDiskKeepsTheRecording: what was synced of a segment stays when the
+// disk fills up, and the recording goes on once there is space.
+func TestFullDiskKeepsTheRecording(t *testing.T) {
+	block := bytes.Repeat([]byte("0123456789abcdef"), 4096) // one chunk
+	for _, reopen := range []bool{false, true} {
+		d := newCrashFS()
+		v, err := fscrypt.CreateOn(t.Context(), d, loose, pass)
+		require.NoError(t, err)
+		w, err := v.Append("r")
+		require.NoError(t, err)
+		for range 3 {
+			_, err = w.Write(block)
+			require.NoError(t, err)
+		}
+		require.NoError(t, w.Sync())
+		d.room = d.used()
+		for err == nil {
+			_, err = w.Write(block)
+		}
+		require.ErrorIs(t, err, syscall.ENOSPC)
+		require.ErrorIs(t, w.Close(), syscall.ENOSPC)
+		if reopen {
+			d = d.Reboot(func() bool { return true })
+			d.room = d.used()
+			v, err = fscrypt.OpenOn(t.Context(), d, fscrypt.Config{}, pass)
+			require.NoError(t, err)
+		}
+		_, err = v.Append("r")
+		require.ErrorIs(t, err, syscall.ENOSPC)
+		d.room = 0
+		w, err = v.Append("r")
+		require.NoError(t, err)
+		_, err = w.Write([]byte("goes on"))
+		require.NoError(t, err)
+		require.NoError(t, w.Close())
+		got, err := v.ReadFile("r")
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, len(got), 2*len(block)+7) // age holds the last chunk back
+		require.True(t, bytes.HasPrefix(got, block))
+		require.Equal(t, "goes on", string(got[len(got)-7:]))
+	}
 }

@@ -90,7 +90,20 @@ func TestTamperedManifest(t *testing.T) {
 		"bit in the first record": func(t *testing.T, log string) { flip(t, log, 50) },
 		"bit in the last record":  func(t *testing.T, log string) { flip(t, log, -20) },
 		"bit in a length":         func(t *testing.T, log string) { flip(t, log, 1) },
-		"removed":                 func(t *testing.T, log string) { require.NoError(t, os.Remove(log)) },
+		"sectors wiped before other records": func(t *testing.T, log string) {
+			edit(t, log, func(b []byte) []byte { clear(b[512:1024]); return b })
+		},
+		"a record's place and length wiped": func(t *testing.T, log string) {
+			edit(t, log, func(b []byte) []byte {
+				at := 8 + 24 + int(b[2])<<8 + int(b[3]) // the second record
+				clear(b[at : (at/512+1)*512])
+				return b
+			})
+		},
+		"garbage behind zeros": func(t *testing.T, log string) {
+			edit(t, log, func(b []byte) []byte { return append(append(b, make([]byte, 9<<20)...), 1) })
+		},
+		"removed": func(t *testing.T, log string) { require.NoError(t, os.Remove(log)) },
 		"record dropped": func(t *testing.T, log string) {
 			edit(t, log, func(b []byte) []byte { n := 8 + 24 + int(b[2])<<8 + int(b[3]); return b[n:] })
 		},
@@ -101,12 +114,39 @@ func TestTamperedManifest(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, v := passVolume(t, "one", "two")
+			for i := range 20 {
+				require.NoError(t, v.WriteFile("small", []byte{byte(i)}))
+			}
 			lock(t, v)
 			attack(t, filepath.Join(dir, ".fscrypt", "log.1.1"))
 			_, err := fscrypt.Open(t.Context(), dir, fscrypt.Config{}, pass)
 			require.ErrorIs(t, err, fscrypt.ErrTampered)
 		})
 	}
+}
+
+// TestZerosBehindTheManifest leaves a log as a process does that was killed:
+// zeros are written ahead of what it will write next.
+func TestZerosBehindTheManifest(t *testing.T) {
+	dir, v := passVolume(t, "one")
+	log := filepath.Join(dir, ".fscrypt", "log.1.1")
+	was := read(t, log)
+	assert.Greater(t, len(was)-len(bytes.TrimRight(was, "\x00")), 16<<10)
+	fscrypt.Abandon(v)
+	edit(t, log, func([]byte) []byte { return was })
+	v, err := fscrypt.Open(t.Context(), dir, fscrypt.Config{}, pass)
+	require.NoError(t, err)
+	require.NoError(t, v.WriteFile("two", []byte("2")))
+	assert.Equal(t, len(was), len(read(t, log)))
+	lock(t, v)
+	is := read(t, log)
+	assert.Equal(t, len(is), len(bytes.TrimRight(is, "\x00")), "a locked volume's log ends with its last record")
+	v, err = fscrypt.Open(t.Context(), dir, fscrypt.Config{}, pass)
+	require.NoError(t, err)
+	b, err := v.ReadFile("two")
+	require.NoError(t, err)
+	assert.Equal(t, "2", string(b))
+	lock(t, v)
 }
 
 func read(t testing.TB, name string) []byte {

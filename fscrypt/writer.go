@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"filippo.io/age"
-
-	"github.com/trusttree/trusttree/fscrypt/internal/disk"
 )
 
 // object is an object that is being written.
@@ -17,48 +15,7 @@ type object struct {
 	part part
 	sink *sink
 	age  io.WriteCloser
-}
-
-// sink takes an age file. A small one stays in memory; a larger one goes to a
-// file of its own.
-type sink struct {
-	disk disk.FS
-	id   string
-	mem  []byte
-	file disk.File // nil while everything is in mem
-}
-
-// Write implements io.Writer.
-func (s *sink) Write(p []byte) (int, error) {
-	if s.file == nil && len(s.mem)+len(p) <= maxInline {
-		s.mem = append(s.mem, p...)
-		return len(p), nil
-	}
-	if err := s.spill(); err != nil {
-		return 0, err
-	}
-	return s.file.Write(p)
-}
-
-// spill moves what is in memory to the file.
-func (s *sink) spill() (err error) {
-	if s.file != nil {
-		return nil
-	}
-	if s.file, err = s.disk.Create("objects/" + s.id); err != nil {
-		return err
-	}
-	_, err = s.file.Write(s.mem)
-	s.mem = nil
-	return err
-}
-
-// sync makes the file and its name durable.
-func (s *sink) sync() error {
-	if err := s.file.Sync(); err != nil {
-		return err
-	}
-	return s.disk.SyncDir("objects")
+	keep bool // a segment: what was written of it stays when writing fails
 }
 
 func (v *Volume) newObject() (*object, error) {
@@ -94,7 +51,7 @@ func (v *Volume) finish(o *object) error {
 	if err := o.sink.sync(); err != nil {
 		return errors.Join(err, v.discard(o))
 	}
-	return o.sink.file.Close()
+	return o.sink.close()
 }
 
 type zeros struct{}
@@ -105,7 +62,11 @@ func (v *Volume) discard(o *object) error {
 	if o.sink.file == nil {
 		return nil
 	}
-	return errors.Join(o.sink.file.Close(), v.disk.Remove("objects/"+o.part.ID))
+	err := o.sink.close()
+	if o.keep {
+		return err
+	}
+	return errors.Join(err, v.disk.Remove("objects/"+o.part.ID))
 }
 
 // Writer writes a new version of a file. The version becomes visible, whole,
@@ -183,25 +144,25 @@ func (w *Writer) Write(p []byte) (int, error) {
 }
 
 // Close makes the new version durable and visible. After a failed Write it
-// discards it and returns that error.
+// discards it and returns that error; of a segment of Append it keeps the whole
+// chunks, as after a power cut.
 func (w *Writer) Close() (err error) {
 	defer boundary("write "+w.name, &err)
 	if w.o == nil {
 		return fs.ErrClosed
 	}
-	if w.err != nil {
+	if w.err != nil && !w.segment {
 		return errors.Join(w.err, w.Abort())
 	}
 	o := w.o
 	w.o = nil
 	defer w.v.unhold(w.name)
 	defer w.v.endWrite(w.epoch)
-	id := o.part.ID
+	if w.segment {
+		return w.v.closeSegment(w.name, o, w.err)
+	}
 	if err := w.v.finish(o); err != nil {
 		return err
-	}
-	if w.segment {
-		return w.v.endSegment(w.name, id, &o.part)
 	}
 	return w.v.put(w.name, o.part)
 }
@@ -215,10 +176,16 @@ func (w *Writer) Abort() error {
 	w.o = nil
 	defer w.v.unhold(w.name)
 	defer w.v.endWrite(w.epoch)
-	if w.segment && w.v.usable() == nil {
-		return errors.Join(w.v.endSegment(w.name, o.part.ID, nil), w.v.discard(o))
+	if !w.segment {
+		return w.v.discard(o)
 	}
-	return w.v.discard(o)
+	defer w.v.inactive(o.part.ID)
+	if w.v.usable() != nil {
+		return w.v.discard(o) // the next Open keeps what reached the disk
+	}
+	err := w.v.endSegment(w.name, o.part.ID, nil)
+	o.keep = err != nil
+	return errors.Join(err, w.v.discard(o))
 }
 
 // put makes a finished object the content of a name.
@@ -240,11 +207,9 @@ func (v *Volume) put(name string, p part) error {
 		e.Version = old.Version + 1
 	}
 	if err := v.record(&op{Op: opPut, Name: name, File: e}); err != nil {
-		return err
+		return errors.Join(err, v.unrecorded(p))
 	}
-	if err := v.pack(); err != nil {
-		return err
-	}
+	v.tidy()
 	return v.dropParts(old)
 }
 
@@ -265,6 +230,15 @@ func (v *Volume) dropParts(e *entry) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// unrecorded removes objects that could not be recorded, unless the record may
+// have reached the disk all the same: the next Open removes them then.
+func (v *Volume) unrecorded(parts ...part) error {
+	if v.log.Usable() != nil {
+		return nil
+	}
+	return v.dropParts(&entry{Parts: parts})
 }
 
 // WriteFile replaces a file with data, durably and atomically.

@@ -40,6 +40,10 @@ type File interface {
 	Size() (int64, error)
 }
 
+// Beginner is a File that can be asked to begin writing to the disk what Sync
+// will wait for.
+type Beginner interface{ Begin() }
+
 // ReadFile reads a whole file of at most limit bytes.
 func ReadFile(d FS, name string, limit int64) ([]byte, error) {
 	f, err := d.Open(name)
@@ -170,6 +174,9 @@ type osFile struct{ *os.File }
 
 // Sync implements File.
 func (f osFile) Sync() error { return sync(f.File) }
+
+// Begin implements Beginner.
+func (f osFile) Begin() { begin(f.File) }
 
 func (f osFile) Size() (int64, error) {
 	fi, err := f.Stat()
