@@ -107,6 +107,12 @@ func TestUnknownMembersAreRefused(t *testing.T) {
 		_, err = manifest.ParseRelease([]byte(strings.Replace(string(data), "{", bad, 1)))
 		require.ErrorIs(t, err, manifest.ErrInvalid, bad)
 	}
+	for _, name := range []string{"name", "format_version", "target", "sha256"} { // of a part too
+		other := strings.Replace(string(data), `"`+name+`":`, `"`+strings.ToUpper(name[:1])+name[1:]+`":`, 1)
+		require.NotEqual(t, string(data), other)
+		_, err = manifest.ParseRelease([]byte(other))
+		require.ErrorIs(t, err, manifest.ErrInvalid, "encoding/json takes %s for %s", strings.ToUpper(name[:1])+name[1:], name)
+	}
 	_, err = manifest.ParseRelease(append(data, make([]byte, 70_000)...))
 	require.ErrorIs(t, err, manifest.ErrInvalid)
 }
@@ -141,6 +147,7 @@ func makeGolden(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(goldenDir, "report.json"), report, 0o600))
 	require.NoError(t, os.Remove(filepath.Join(goldenDir, "node", "installer", "lock")))
+	require.NoError(t, os.Remove(filepath.Join(p.dir, ".lock")))
 }
 
 // recrc makes the checksum of an altered state file right, as an attacker does.

@@ -121,10 +121,11 @@ func TestOneBadMirrorStopsNoRefresh(t *testing.T) {
 			fmt.Fprint(w, "{")
 		},
 	}
-	quick := func(c *update.HTTPConfig) { c.MinRate, c.Window = 1000, 200*time.Millisecond }
+	quick := func(c *update.HTTPConfig) { c.MinRate, c.Window = 100, 2*time.Second } // that no slow machine is a slow mirror
 	for name, h := range bad {
 		for order, hs := range map[string][]http.HandlerFunc{"first": {h, files(f)}, "last": {files(f), h}} {
 			t.Run(name+" "+order, func(t *testing.T) {
+				t.Parallel()
 				c := newTUF(t, f, func(c *update.ClientConfig) { c.Images = mirrors(t, quick, hs...) })
 				require.NoError(t, c.refresh())
 				require.NoError(t, c.refresh())

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strconv"
 	"unicode/utf8"
 )
@@ -184,7 +185,7 @@ func (w *walker) number(custom bool) error {
 }
 
 // Strict decodes data into v after Check, refusing members that v does not
-// know. limit bounds len(data).
+// know by exactly that name. limit bounds len(data).
 func Strict(data []byte, limit int, v any) error {
 	if len(data) > limit {
 		return invalid("%d bytes, limit %d", len(data), limit)
@@ -197,5 +198,5 @@ func Strict(data []byte, limit int, v any) error {
 	if err := d.Decode(v); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	return nil
+	return exact(reflect.TypeOf(v), data)
 }
