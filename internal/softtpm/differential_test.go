@@ -106,6 +106,7 @@ func TestSwtpmAnswersAsRecorded(t *testing.T) {
 func compareTranscripts(t *testing.T, want, got string) {
 	t.Helper()
 	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
+	late := false // a mutation expired in one of the two: its session's digest differs
 	for i := range max(len(w), len(g)) {
 		var a, b string
 		if i < len(w) {
@@ -114,7 +115,10 @@ func compareTranscripts(t *testing.T, want, got string) {
 		if i < len(g) {
 			b = g[i]
 		}
-		if a == b || badCiphertext(a, b) {
+		if strings.HasPrefix(a, "176 ok") {
+			late = false
+		}
+		if a == b || badCiphertext(a, b) || late && strings.HasPrefix(a, "189 ok") && strings.HasPrefix(b, "189 ok") {
 			continue
 		}
 		wantCodes, ok := mutationCodes(a)
@@ -124,6 +128,7 @@ func compareTranscripts(t *testing.T, want, got string) {
 			continue
 		}
 		for j := range wantCodes {
+			late = late || wantCodes[j] != gotCodes[j] && expired(wantCodes[j], gotCodes[j])
 			if wantCodes[j] != gotCodes[j] && !foreignCurve(gotCodes[j]) && !expired(wantCodes[j], gotCodes[j]) {
 				t.Errorf("line %d, %s %s: want %s, got %s", i+1, a[:3], mutationName(j, len(wantCodes)), wantCodes[j], gotCodes[j])
 			}
