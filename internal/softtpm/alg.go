@@ -46,6 +46,7 @@ const (
 	rhEndorsement uint32 = 0x4000000B
 	rhPlatform    uint32 = 0x4000000C
 	rhPlatformNV  uint32 = 0x4000000D
+	rhACT         uint32 = 0x40000110 // the first of sixteen
 )
 
 // Handle types.

@@ -21,6 +21,7 @@ const (
 	capPCRProperties = 7
 	capCurves        = 8
 	capAuthPolicies  = 9
+	capACT           = 10
 )
 
 // page writes the entries from first on, at most count of them: the list's
@@ -48,7 +49,7 @@ func getCapability(t *TPM, c *call) rc {
 	self := func(v uint32) uint32 { return v }
 	switch capability {
 	case capAlgs:
-		page(c, capability, algorithms, func(p [2]uint32) uint32 { return p[0] }, first, count, 127, func(p [2]uint32) {
+		page(c, capability, algorithms, func(p [2]uint32) uint32 { return p[0] }, first&0xFFFF, count, 127, func(p [2]uint32) {
 			c.out.u16(uint16(p[0]))
 			c.out.u32(p[1])
 		})
@@ -69,15 +70,22 @@ func getCapability(t *TPM, c *call) rc {
 		if first != 0 {
 			return rcValue.param(2)
 		}
-		c.out.flag(false)
-		c.out.u32(capPCRs)
-		var s []pcrSel
-		for _, a := range banks {
-			s = append(s, pcrSel{a, []byte{0xFF, 0xFF, 0xFF}})
+		if count > 0 { // all of them or none
+			count = pcrCount
 		}
-		c.out.pcrSels(s)
+		page(c, capability, banks[:], func(uint16) uint32 { return 0 }, 0, count, len(banks), func(a uint16) {
+			c.out.u16(a)
+			c.out.u8(pcrCount / 8)
+			c.out.raw([]byte{0xFF, 0xFF, 0xFF})
+		})
 	case capProperties:
-		list := append(fixedProperties(), t.variableProperties()...)
+		var list [][2]uint32 // of the group that first lies in
+		switch {
+		case first < 0x200:
+			list = fixedProperties()
+		case first < 0x300:
+			list = t.variableProperties()
+		}
 		page(c, capability, list, func(p [2]uint32) uint32 { return p[0] }, first, count, 127, func(p [2]uint32) {
 			c.out.u32(p[0])
 			c.out.u32(p[1])
@@ -89,14 +97,25 @@ func getCapability(t *TPM, c *call) rc {
 			c.out.raw(p.pcrs[:])
 		})
 	case capCurves:
-		page(c, capability, []uint32{3, 4, 5}, self, first, count, 64, func(v uint32) { c.out.u16(uint16(v)) })
+		page(c, capability, []uint32{3, 4, 5}, self, first&0xFFFF, count, 64, func(v uint32) { c.out.u16(uint16(v)) })
 	case capAuthPolicies:
-		list := sortedKeys(t.policies)
-		page(c, capability, list, self, first, count, 64, func(h uint32) {
+		if handleType(first) != htPermanent {
+			return rcValue.param(2)
+		}
+		page(c, capability, []uint32{rhOwner, rhLockout, rhEndorsement, rhPlatform}, self, first, count, 14, func(h uint32) {
 			c.out.u32(h)
-			c.out.u16(t.policies[h].alg)
-			c.out.raw(t.policies[h].digest)
+			if p, ok := t.policies[h]; ok {
+				c.out.u16(p.alg)
+				c.out.raw(p.digest)
+			} else {
+				c.out.u16(algNull)
+			}
 		})
+	case capACT: // there are no authenticated countdown timers
+		if first < rhACT || first > rhACT+0xF {
+			return rcValue.param(2)
+		}
+		page(c, capability, nil, self, first, count, 1, c.out.u32)
 	default:
 		return rcValue.param(1)
 	}
@@ -151,8 +170,9 @@ var algorithms = [][2]uint32{
 	{uint32(algRSASSA), aAsymmetric | aSigning}, {uint32(algRSAES), aAsymmetric | aEncrypting},
 	{uint32(algRSAPSS), aAsymmetric | aSigning}, {uint32(algOAEP), aAsymmetric | aEncrypting},
 	{uint32(algECDSA), aAsymmetric | aSigning}, {uint32(algECDH), aAsymmetric | aMethod}, {uint32(algKDF1_56A), aHash | aMethod},
-	{uint32(algKDF1_108), aHash | aMethod}, {uint32(algECC), aAsymmetric | aObject}, {uint32(algSymCipher), aObject | aSymmetric},
-	{uint32(algCFB), aSymmetric | aEncrypting},
+	{uint32(algKDF1_108), aHash | aMethod}, {uint32(algECC), aAsymmetric | aObject}, {uint32(algSymCipher), aObject},
+	{uint32(algCTR), aSymmetric | aEncrypting}, {uint32(algOFB), aSymmetric | aEncrypting}, {uint32(algCBC), aSymmetric | aEncrypting},
+	{uint32(algCFB), aSymmetric | aEncrypting}, {uint32(algECB), aSymmetric | aEncrypting},
 }
 
 // Manufacturer is TPM_PT_MANUFACTURER of this TPM: no registered vendor's.
@@ -170,12 +190,12 @@ func fixedProperties() [][2]uint32 {
 	return [][2]uint32{
 		{0x100, word("2.0\x00")}, {0x101, 0}, {0x102, 164}, {0x103, 75}, {0x104, 2021}, {0x105, word(Manufacturer)},
 		{0x106, word("trus")}, {0x107, word("ttre")}, {0x108, word("e so")}, {0x109, word("ft")}, {0x10A, 1},
-		{0x10B, uint32(version >> 32)}, {0x10C, uint32(version)}, {0x10D, maxBuffer}, {0x10E, maxObjects}, {0x10F, 2},
+		{0x10B, uint32(version >> 32)}, {0x10C, uint32(version)}, {0x10D, maxBuffer}, {0x10E, maxObjects}, {0x10F, 7},
 		{0x110, maxLoadedSessions}, {0x111, maxSessions}, {0x112, pcrCount}, {0x113, 3}, {0x114, 0xFFFFFFFF}, {0x116, 0},
-		{0x117, maxNVIndex}, {0x118, 6}, {0x119, 4096}, {0x11A, uint32(algSHA256)}, {0x11B, uint32(algAES)}, {0x11C, 256}, {0x11D, 4},
-		{0x11E, maxCommand}, {0x11F, maxCommand}, {0x120, maxDigest}, {0x121, maxContext}, {0x122, 1}, {0x123, 0}, {0x124, 0},
-		{0x125, 0}, {0x126, 0}, {0x127, 0}, {0x128, 128}, {0x129, uint32(len(table))}, {0x12A, uint32(len(table))}, {0x12B, 0},
-		{0x12C, maxNVBuffer}, {0x12D, 0},
+		{0x117, maxNVIndex}, {0x118, 6}, {0x119, 4096}, {0x11A, uint32(algSHA256)}, {0x11B, uint32(algAES)}, {0x11C, 256}, {0x11D, maxOrderlyCount},
+		{0x11E, maxCommand}, {0x11F, maxCommand}, {0x120, maxDigest}, {0x121, maxContext}, {0x122, maxSessionContext}, {0x123, word("2.0\x00")}, {0x124, 0},
+		{0x125, 164}, {0x126, 75}, {0x127, 2021}, {0x128, 128}, {0x129, uint32(len(table))}, {0x12A, uint32(len(table))}, {0x12B, 0},
+		{0x12C, maxNVBuffer}, {0x12D, 0}, {0x12E, 1024},
 	}
 }
 
@@ -209,7 +229,7 @@ func (t *TPM) variableProperties() [][2]uint32 {
 		{0x204, uint32(maxLoadedSessions - len(t.sessions))}, {0x205, uint32(len(t.sessions) + len(t.volatile.saved))},
 		{0x206, uint32(maxSessions - len(t.sessions) - len(t.volatile.saved))}, {0x207, uint32(maxObjects - len(t.objs))},
 		{0x208, uint32(len(t.persistent))}, {0x209, uint32(maxPersistent - len(t.persistent))}, {0x20A, counters},
-		{0x20B, uint32(maxNVIndices - len(t.nv))}, {0x20C, 0}, {0x20D, 1}, {0x20E, t.da.failed}, {0x20F, t.da.maxTries},
+		{0x20B, uint32(maxNVIndices - len(t.nv))}, {0x20C, 0}, {0x20D, 3}, {0x20E, t.da.failed}, {0x20F, t.da.maxTries},
 		{0x210, t.da.recovery}, {0x211, t.da.lockoutRecovery}, {0x212, 0}, {0x213, 0}, {0x214, 0},
 	}
 }
@@ -238,7 +258,10 @@ func pcrProperties() []pcrProperty {
 				on = pcr == 16 || pcr >= 21
 			case p.tag == 0x12:
 				on = pcr >= 17 && pcr <= 22
-			case p.tag > 0x12:
+			case p.tag == 0x0A: // by an H-CRTM sequence, which no command is
+				on = pcr >= 17 && pcr <= 22
+			case p.tag > 0x12: // PCRs that may have a policy or authorisation value
+				on = pcr >= 20 && pcr <= 22
 			case p.tag%2 == 1:
 				on = r.extend>>((p.tag-1)/2)&1 == 1
 			default:

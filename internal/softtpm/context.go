@@ -68,7 +68,10 @@ func contextSave(t *TPM, c *call) rc {
 	return 0
 }
 
-const maxContext = 3600
+const (
+	maxContext        = 3600
+	maxSessionContext = 2048 // of a session
+)
 
 func contextLoad(t *TPM, c *call) rc {
 	r := c.p.next()

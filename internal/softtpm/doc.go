@@ -42,15 +42,21 @@
 //     this package's own, so a primary key differs from that of another TPM with
 //     the same seed, and contexts have other sizes.
 //   - Curves are P-256, P-384 and P-521: P-192, P-224, BN and SM2 answer
-//     TPM_RC_CURVE. There are no Camellia, TDES, SM3 or SM4, no ECDAA, ECSCHNORR
-//     or CMAC, and no derivation parents (TPM2_CreateLoaded answers TPM_RC_TYPE).
-//   - RSA keys have 1024, 2048 or 3072 bits. A ciphertext that does not decrypt
-//     is TPM_RC_VALUE as part 3 says, where libtpms says TPM_RC_FAILURE.
-//   - Absent commands answer TPM_RC_COMMAND_CODE: PCR_Allocate and the PCR
-//     authorisation commands, PP_Commands, command audit, Rewrap, SetAlgorithmSet,
-//     Commit, EC_Ephemeral, ZGen_2Phase, CertifyX509, ECC_Encrypt, ECC_Decrypt,
-//     field upgrade, vendor commands. Nobody is ever physically present.
-//   - An unknown tag answers TPM_RC_BAD_TAG; swtpm's answer is 0x084.
+//     TPM_RC_CURVE. There are no Camellia or TDES, no ECDAA, SM2, ECSCHNORR,
+//     ECMQV or CMAC, no KDF2, and no derivation parents (TPM2_CreateLoaded
+//     answers TPM_RC_TYPE).
+//   - An RSA ciphertext that does not decrypt is TPM_RC_VALUE as part 3 says,
+//     where libtpms says TPM_RC_FAILURE.
+//   - Of swtpm's commands these answer TPM_RC_COMMAND_CODE: PCR_Allocate,
+//     PCR_SetAuthPolicy, PCR_SetAuthValue, PP_Commands, GetCommandAuditDigest,
+//     SetCommandCodeAuditStatus, Rewrap, SetAlgorithmSet, Commit, EC_Ephemeral,
+//     ZGen_2Phase, CertifyX509. Nobody is ever physically present.
+//   - Properties say what is so here: manufacturer, vendor strings, firmware,
+//     contexts (their gap is not limited, their hash is SHA-256), the numbers
+//     of commands and curves, room in NV. All other capabilities are swtpm's,
+//     less what is absent.
+//   - An unknown tag answers TPM_RC_BAD_TAG as a TPM 1.2 would; swtpm answers
+//     0x084, and a TPM 1.2's tag or TPM_ST_RSP_COMMAND as a TPM 2.0.
 //   - HMAC sequences can't be saved as contexts. Orderly NV indices are written
 //     down at once; a reset clears them all the same. The clock runs at one rate.
 //   - TPM2_Startup is taken at locality 4 too, as after an H-CRTM sequence, which
