@@ -102,9 +102,27 @@ func (b *Bay) doubt(e Entry) {
 	b.set(e)
 	b.mu.Unlock()
 	if chip != nil {
-		if err := chip.Close(); err != nil {
+		if err := b.shut(chip); err != nil {
 			b.log.Warn("closing a chip failed", "event", "moduleid.close", "connector", b.cfg.Connector, "error", err)
 		}
+	}
+}
+
+// closing is how long a chip waits, when it is closed, for what is under way; a
+// bay waits half as long again before it leaves the chip behind.
+const closing = time.Second
+
+// shut closes a chip, and does not wait for one that hangs.
+func (b *Bay) shut(chip Chip) error {
+	done := make(chan error, 1)
+	go func() { done <- chip.Close() }()
+	late := time.NewTimer(closing + closing/2)
+	defer late.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-late.C:
+		return fmt.Errorf("moduleid: connector %s: its chip did not close in time", b.cfg.Connector)
 	}
 }
 
@@ -208,7 +226,7 @@ func (b *Bay) openAndProve(ctx context.Context, c Challenge) (*Evidence, error) 
 		}
 		b.mu.Unlock()
 		if stale {
-			return nil, errors.Join(ErrUnproven, chip.Close())
+			return nil, errors.Join(ErrUnproven, b.shut(chip))
 		}
 	}
 	return chip.Prove(ctx, c)
@@ -243,6 +261,7 @@ func (b *Bay) refuse(ctx context.Context, err error) error {
 	reason := ReasonMalformed
 	var refused *RefusedError
 	if errors.As(err, &refused) {
+		refused.clean()
 		reason = refused.Reason()
 	}
 	b.mu.Lock()
@@ -255,7 +274,7 @@ func (b *Bay) refuse(ctx context.Context, err error) error {
 	now := b.entry
 	b.mu.Unlock()
 	if chip != nil {
-		err = errors.Join(err, chip.Close())
+		err = errors.Join(err, b.shut(chip))
 	}
 	if was != now {
 		b.log.WarnContext(ctx, "module refused", "event", "moduleid.refused", "connector", b.cfg.Connector, "reason", string(reason), "error", err)

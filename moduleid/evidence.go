@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
+
+	"github.com/trusttree/trusttree/moduleid/internal/keysize"
 )
 
 // Chip is one module's secure element.
@@ -69,6 +71,9 @@ func (e *Evidence) Certificates() ([]*x509.Certificate, error) {
 	for i, der := range e.Chain {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
+			return nil, fmt.Errorf("certificate %d of the chain: %w", i, err)
+		}
+		if err := keysize.Check(c); err != nil {
 			return nil, fmt.Errorf("certificate %d of the chain: %w", i, err)
 		}
 		certs[i] = c

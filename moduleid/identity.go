@@ -1,6 +1,7 @@
 package moduleid
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -49,7 +50,16 @@ func (i *Identity) Certificate() *x509.Certificate { return i.cert }
 
 // Measurements returns what the module signed about itself.
 func (i *Identity) Measurements() []Measurement {
-	return append([]Measurement(nil), i.measurements...)
+	return cloneMeasurements(i.measurements)
+}
+
+func cloneMeasurements(list []Measurement) []Measurement {
+	var out []Measurement
+	for _, m := range list {
+		m.Value = bytes.Clone(m.Value)
+		out = append(out, m)
+	}
+	return out
 }
 
 // VerifiedAt returns the verifier's time of the proof.

@@ -63,7 +63,7 @@ const maxRecordsFile = 64 << 20
 // ParseRecords reads a registry file, version 1: strict JSON of at most 64 MiB.
 func ParseRecords(data []byte) (Records, error) {
 	var f recordsFile
-	if err := strict.Decode(data, maxRecordsFile, 1, &f); err != nil {
+	if err := strict.Decode(data, strict.Limits{Bytes: maxRecordsFile}, 1, &f); err != nil {
 		return nil, fmt.Errorf("moduleid: registry: %w", err)
 	}
 	r := make(Records, len(f.Modules))

@@ -84,6 +84,20 @@ func (e *RefusedError) Reason() Reason {
 	return e.Findings[0].Reason
 }
 
+// clean makes findings of a driver such that they can be measured and reported:
+// a reason that is no word, or none, is ReasonMalformed, and an ID that is too
+// long is none.
+func (e *RefusedError) clean() {
+	for i, f := range e.Findings {
+		if checkName("reason", string(f.Reason)) != nil {
+			e.Findings[i].Reason = ReasonMalformed
+		}
+	}
+	if len(e.ID) > maxName {
+		e.ID = ""
+	}
+}
+
 func (e *RefusedError) add(r Reason, detail string) {
 	e.Findings = append(e.Findings, Finding{r, detail})
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/trusttree/trusttree/moduleid/internal/strict"
 )
@@ -59,9 +60,15 @@ func refusalOf(err error, measured Entry) *reportRefusal {
 	}
 	r := &reportRefusal{ID: refused.ID, Read: refused.Read[:min(len(refused.Read), maxRead)]}
 	for _, f := range refused.Findings[:min(len(refused.Findings), maxFindings)] {
-		r.Findings = append(r.Findings, Finding{f.Reason, f.Detail[:min(len(f.Detail), maxDetail)]})
+		r.Findings = append(r.Findings, Finding{f.Reason, cut(f.Detail, maxDetail)})
 	}
 	return r
+}
+
+// cut returns at most n bytes of a text, in whole characters: what JSON would
+// put in place of others is longer than they are.
+func cut(s string, n int) string {
+	return strings.ToValidUTF8(s[:min(len(s), n)], "")
 }
 
 func (r *reportRefusal) check(measured Entry) error {
@@ -180,6 +187,9 @@ var ErrReport = errors.New("moduleid: report refused")
 // what was found about each module. A module that the node itself refused is
 // in the verdict and no error, unless its connector is required.
 func (v *Verifier) VerifyReport(in ReportInput) (*Verdict, error) {
+	if v == nil {
+		return nil, fmt.Errorf("%w: there is no verifier", ErrReport)
+	}
 	r, cel, err := v.readReport(in)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrReport, err)
@@ -270,7 +280,7 @@ func (v *Verifier) missing(verdict *Verdict, node string) (errs []error) {
 // the PCR.
 func (v *Verifier) readReport(in ReportInput) (*report, *celLog, error) {
 	var r report
-	if err := strict.Decode(in.Body, maxReport, reportVersion, &r); err != nil {
+	if err := strict.Decode(in.Body, strict.Limits{Bytes: maxReport, Members: maxRecords}, reportVersion, &r); err != nil {
 		return nil, nil, err
 	}
 	if in.PCR == 0 {

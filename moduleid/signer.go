@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
+	"time"
 )
 
 // schemeSigner is the name of the proofs of [FromSigner].
@@ -55,14 +57,14 @@ func (signerScheme) Check(c Challenge, e *Evidence) (*Proof, error) {
 // PIV card, a PKCS#11 token, a key in a TPM. The chain's leaf must certify the
 // signer's key. If the signer is an io.Closer, Close closes it.
 func FromSigner(s crypto.Signer, chain []*x509.Certificate) (Chip, error) {
-	if s == nil || len(chain) == 0 {
+	if s == nil || len(chain) == 0 || slices.Contains(chain, nil) {
 		return nil, errors.New("moduleid: FromSigner needs a signer and its certificate chain")
 	}
 	pub, ok := s.Public().(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !pub.Equal(chain[0].PublicKey) {
 		return nil, errors.New("moduleid: the first certificate of the chain does not certify the signer's key")
 	}
-	c := &signerChip{signer: s}
+	c := &signerChip{signer: s, busy: make(chan struct{}, 1)}
 	for _, cert := range chain {
 		c.chain = append(c.chain, cert.Raw)
 	}
@@ -70,11 +72,18 @@ func FromSigner(s crypto.Signer, chain []*x509.Certificate) (Chip, error) {
 }
 
 type signerChip struct {
-	chain [][]byte
-
-	mu     sync.Mutex // one signature at a time
+	chain  [][]byte
 	signer crypto.Signer
+	busy   chan struct{} // holds a token during a signature: one at a time
+
+	mu     sync.Mutex
 	closed bool
+}
+
+func (s *signerChip) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
 }
 
 func (s *signerChip) Prove(ctx context.Context, c Challenge) (*Evidence, error) {
@@ -95,10 +104,14 @@ func (s *signerChip) Prove(ctx context.Context, c Challenge) (*Evidence, error) 
 	}
 	// A Signer takes no context: its answer is awaited, not its return.
 	done := make(chan result, 1)
+	select {
+	case s.busy <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("moduleid: the signer is busy: %w", ctx.Err())
+	}
 	go func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.closed || ctx.Err() != nil {
+		defer func() { <-s.busy }()
+		if s.isClosed() || ctx.Err() != nil {
 			done <- result{err: ErrAbsent}
 			return
 		}
@@ -116,15 +129,29 @@ func (s *signerChip) Prove(ctx context.Context, c Challenge) (*Evidence, error) 
 	}
 }
 
+// Close waits a second for a signature that is under way. A signer that hangs is
+// closed when it returns.
 func (s *signerChip) Close() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	was := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	c, ok := s.signer.(io.Closer)
+	if was || !ok {
 		return nil
 	}
-	s.closed = true
-	if c, ok := s.signer.(io.Closer); ok {
+	late := time.NewTimer(closing)
+	defer late.Stop()
+	select {
+	case s.busy <- struct{}{}:
+		defer func() { <-s.busy }()
 		return c.Close()
+	case <-late.C:
+		go func() {
+			s.busy <- struct{}{}
+			defer func() { <-s.busy }()
+			_ = c.Close()
+		}()
+		return nil
 	}
-	return nil
 }

@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trusttree/trusttree/moduleid"
@@ -91,18 +90,19 @@ func TestSignersOfEveryKind(t *testing.T) {
 	require.Error(t, err)
 }
 
-// hanging is a token whose driver never comes back in time.
+// hanging is a token whose driver does not come back before it is let go.
 type hanging struct {
 	crypto.Signer
-	closed bool
+	let    chan struct{}
+	closed chan struct{}
 }
 
 func (h *hanging) Sign(r io.Reader, d []byte, o crypto.SignerOpts) ([]byte, error) {
-	time.Sleep(500 * time.Millisecond)
+	<-h.let
 	return h.Signer.Sign(r, d, o)
 }
 
-func (h *hanging) Close() error { h.closed = true; return nil }
+func (h *hanging) Close() error { close(h.closed); return nil }
 
 func TestHangingSignerEndsWithTheContext(t *testing.T) {
 	ca, err := moduleidtest.NewCA("Owner CA")
@@ -111,15 +111,21 @@ func TestHangingSignerEndsWithTheContext(t *testing.T) {
 	require.NoError(t, err)
 	cert, err := ca.Issue("token", key.Public(), nil)
 	require.NoError(t, err)
-	h := &hanging{Signer: key}
+	h := &hanging{Signer: key, let: make(chan struct{}), closed: make(chan struct{})}
 	chip, err := moduleid.FromSigner(h, []*x509.Certificate{cert})
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	_, err = chip.Prove(ctx, moduleid.NewChallenge(node, "bay1"))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.NoError(t, chip.Close())
-	assert.True(t, h.closed)
+	require.NoError(t, chip.Close(), "which does not wait for ever")
+	select {
+	case <-h.closed:
+		require.Fail(t, "a signer was closed while it signs")
+	default:
+	}
+	close(h.let)
+	within(t, func() { <-h.closed })
 	_, err = chip.Prove(t.Context(), moduleid.NewChallenge(node, "bay1"))
 	require.ErrorIs(t, err, moduleid.ErrAbsent)
 }

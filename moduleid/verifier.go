@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/trusttree/trusttree/moduleid/internal/keysize"
 )
 
 // Verifier decides about evidence: at the node, and again in the cloud. Its
@@ -109,6 +111,9 @@ func (v *Verifier) Verify(c Challenge, e *Evidence) (*Identity, error) {
 		refused.add(r, err.Error())
 		return nil, refused
 	}
+	if v == nil {
+		return fail(ReasonScheme, errors.New("there is no verifier"))
+	}
 	if err := c.Validate(); err != nil {
 		return fail(ReasonMalformed, err)
 	}
@@ -132,13 +137,18 @@ func (v *Verifier) Verify(c Challenge, e *Evidence) (*Identity, error) {
 		}
 		return fail(ReasonProof, err)
 	}
-	if len(proof.Chain) == 0 || proof.Device < 0 || proof.Device >= len(proof.Chain) {
+	if proof == nil || len(proof.Chain) == 0 || proof.Device < 0 || proof.Device >= len(proof.Chain) || slices.Contains(proof.Chain, nil) {
 		return fail(ReasonMalformed, errors.New("the scheme found no certificate"))
+	}
+	for i, cert := range proof.Chain {
+		if err := keysize.Check(cert); err != nil {
+			return fail(ReasonMalformed, fmt.Errorf("certificate %d of the chain: %w", i, err))
+		}
 	}
 	device := proof.Chain[proof.Device]
 	refused.ID = ID(device)
 	id := &Identity{id: refused.ID, node: c.Node, connector: c.Connector, scheme: e.Scheme,
-		cert: device, measurements: slices.Clone(proof.Measurements), at: now}
+		cert: device, measurements: cloneMeasurements(proof.Measurements), at: now}
 	v.judge(id, proof, now, refused)
 	if len(refused.Findings) > 0 {
 		return nil, refused
@@ -193,7 +203,7 @@ func (v *Verifier) lookup(id string) (Record, bool, error) {
 
 func (v *Verifier) scheme(name string) Scheme {
 	for _, s := range v.Schemes {
-		if s.Name() == name {
+		if s != nil && s.Name() == name {
 			return s
 		}
 	}

@@ -253,6 +253,9 @@ func (c *Chip) identify(ctx context.Context, ch moduleid.Challenge) (*Device, []
 		}
 		return nil, nil, err
 	}
+	if len(chain) == 0 {
+		return nil, nil, refuse(moduleid.ReasonCertificate, ErrNoCertificate)
+	}
 	// A cloned certificate shows here already; the signature proves it anyway.
 	leaf, err := x509.ParseCertificate(chain[0])
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,11 +59,15 @@ const (
 )
 
 // Sign signs a list with an Ed25519 or ECDSA P-256 key, in the
-// format that [Revocations.Update] reads.
+// format that [Revocations.Update] reads. Entries that are no IDs and serial
+// numbers are an error: they would revoke nothing.
 func Sign(list List, key crypto.Signer) ([]byte, error) {
 	list.Version = 1
 	if list.Sequence == 0 || list.Issued.IsZero() {
 		return nil, errors.New("revocation: a list needs a sequence from 1 and the time of issue")
+	}
+	if err := list.check(idDigits); err != nil {
+		return nil, fmt.Errorf("revocation: list: %w", err)
 	}
 	payload, err := json.Marshal(list)
 	if err != nil {
@@ -101,6 +106,8 @@ type Config struct {
 type Revocations struct {
 	cfg Config
 
+	update sync.Mutex // one update at a time; checks go on while its list is saved
+
 	mu      sync.RWMutex
 	list    *List // nil before the first list
 	payload []byte
@@ -135,7 +142,7 @@ var ErrRollback = errors.New("revocation: list rolled back")
 // in force again is no error.
 func (r *Revocations) Update(signed []byte) error {
 	var s signedList
-	if err := strict.Decode(signed, maxListSize, 1, &s); err != nil {
+	if err := strict.Decode(signed, strict.Limits{Bytes: maxListSize, Members: maxListSignatures + 8}, 1, &s); err != nil {
 		return fmt.Errorf("revocation: list: %w", err)
 	}
 	if len(s.Signatures) == 0 || len(s.Signatures) > maxListSignatures {
@@ -146,15 +153,18 @@ func (r *Revocations) Update(signed []byte) error {
 		return errors.New("revocation: list: no signature of a known key")
 	}
 	var list List
-	if err := strict.Decode(s.Payload, maxListSize, 1, &list); err != nil {
+	if err := strict.Decode(s.Payload, strict.Limits{Bytes: maxListSize}, 1, &list); err != nil {
 		return fmt.Errorf("revocation: list: %w", err)
 	}
 	if list.Sequence == 0 || list.Issued.IsZero() {
 		return errors.New("revocation: list: it has no sequence or no time of issue")
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.list != nil {
+	if err := list.check(0); err != nil {
+		return fmt.Errorf("revocation: list: %w", err)
+	}
+	r.update.Lock()
+	defer r.update.Unlock()
+	if r.list != nil { // which only an update changes
 		if list.Sequence == r.list.Sequence && string(s.Payload) == string(r.payload) {
 			return nil
 		}
@@ -167,13 +177,16 @@ func (r *Revocations) Update(signed []byte) error {
 			return fmt.Errorf("revocation: keep the list: %w", err)
 		}
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.list, r.payload = &list, s.Payload
 	r.ids, r.serials = make(map[string]bool, len(list.IDs)), make(map[Serial]bool, len(list.Serials))
 	for _, id := range list.IDs {
 		r.ids[strings.ToLower(id)] = true
 	}
 	for _, sn := range list.Serials {
-		r.serials[Serial{strings.ToLower(sn.IssuerID), normalSerial(sn.Serial)}] = true
+		serial, _ := normalSerial(sn.Serial) // checked above
+		r.serials[Serial{strings.ToLower(sn.IssuerID), serial}] = true
 	}
 	return nil
 }
@@ -224,14 +237,43 @@ func digest(payload []byte) []byte {
 	return h.Sum(nil)
 }
 
+// idDigits are the hexadecimal digits of a moduleid.ID.
+const idDigits = 64
+
+// check refuses entries that could never match: a list that revokes less than
+// it says is worse than none. IDs have so many digits; 0: any number, as lists
+// of earlier writers.
+func (l *List) check(digits int) error {
+	id := func(what, s string) error {
+		if _, err := hex.DecodeString(s); err != nil || s == "" || digits > 0 && len(s) != digits {
+			return fmt.Errorf("%s %.80q is no module ID: it has %d hexadecimal digits", what, s, idDigits)
+		}
+		return nil
+	}
+	for _, s := range l.IDs {
+		if err := id("entry", s); err != nil {
+			return err
+		}
+	}
+	for _, sn := range l.Serials {
+		if err := id("issuer", sn.IssuerID); err != nil {
+			return err
+		}
+		if _, ok := normalSerial(sn.Serial); !ok {
+			return fmt.Errorf("serial number %.80q is not hexadecimal", sn.Serial)
+		}
+	}
+	return nil
+}
+
 // normalSerial writes a serial number in one way: lower-case hexadecimal
 // without leading zeros.
-func normalSerial(s string) string {
+func normalSerial(s string) (string, bool) {
 	n, ok := new(big.Int).SetString(strings.ReplaceAll(strings.TrimPrefix(strings.ToLower(s), "0x"), ":", ""), 16)
 	if !ok {
-		return s
+		return "", false
 	}
-	return n.Text(16)
+	return n.Text(16), true
 }
 
 // Check implements moduleid.Revocations: the findings about every certificate

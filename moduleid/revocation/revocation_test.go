@@ -6,12 +6,15 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -37,7 +40,7 @@ func authority(t testing.TB) (ed25519.PrivateKey, *revocation.Revocations) {
 
 func Example() {
 	pub, key, _ := ed25519.GenerateKey(rand.Reader)
-	signed, _ := revocation.Sign(revocation.List{Sequence: 1, Issued: time.Now(), IDs: []string{"5d41…"}}, key)
+	signed, _ := revocation.Sign(revocation.List{Sequence: 1, Issued: time.Now(), IDs: []string{strings.Repeat("5d", 32)}}, key)
 
 	revocations, _ := revocation.New(revocation.Config{Keys: []crypto.PublicKey{pub}})
 	verifier := &moduleid.Verifier{Revocations: revocations}
@@ -56,7 +59,7 @@ func TestOnlyNewerListsOfTheAuthorityTakeEffect(t *testing.T) {
 	require.NoError(t, r.Update(second))
 	require.NoError(t, r.Update(second), "the same again")
 	require.ErrorIs(t, r.Update(sign(revocation.List{Sequence: 1, Issued: issued})), revocation.ErrRollback)
-	require.ErrorIs(t, r.Update(sign(revocation.List{Sequence: 2, Issued: issued, IDs: []string{"aa"}})), revocation.ErrRollback, "another list with the same number")
+	require.ErrorIs(t, r.Update(sign(revocation.List{Sequence: 2, Issued: issued, IDs: []string{strings.Repeat("aa", 32)}})), revocation.ErrRollback, "another list with the same number")
 	assert.Equal(t, uint64(2), r.Sequence())
 	assert.Equal(t, issued, r.Issued())
 
@@ -122,6 +125,66 @@ func TestMalformedLists(t *testing.T) {
 	require.Error(t, err)
 }
 
+// An entry that can't match anything revokes nothing: it is refused by who signs,
+// and by who reads it.
+func TestEntriesThatMatchNothing(t *testing.T) {
+	key, r := authority(t)
+	id := strings.Repeat("0a", 32)
+	for name, l := range map[string]revocation.List{
+		"cut ID":            {IDs: []string{id[:62]}},
+		"fingerprint":       {IDs: []string{"0a:0a"}},
+		"empty ID":          {IDs: []string{""}},
+		"prefixed ID":       {IDs: []string{"0x" + id[2:]}},
+		"issuer by name":    {Serials: []revocation.Serial{{IssuerID: "CN=maker", Serial: "1"}}},
+		"serial in words":   {Serials: []revocation.Serial{{IssuerID: id, Serial: "one"}}},
+		"empty serial":      {Serials: []revocation.Serial{{IssuerID: id}}},
+		"decimal with dots": {Serials: []revocation.Serial{{IssuerID: id, Serial: "1.234"}}},
+	} {
+		l.Sequence, l.Issued, l.Version = 1, issued, 1
+		_, err := revocation.Sign(l, key)
+		require.Error(t, err, name)
+		if name == "cut ID" {
+			continue // lists of earlier writers may have some
+		}
+		payload, err := json.Marshal(l)
+		require.NoError(t, err)
+		h := sha256.Sum256(append(binary.BigEndian.AppendUint32([]byte("moduleid.v1\x00revocations"), uint32(len(payload))), payload...))
+		signed, err := json.Marshal(map[string]any{"version": 1, "payload": payload, "signatures": [][]byte{ed25519.Sign(key, h[:])}})
+		require.NoError(t, err)
+		require.ErrorContains(t, r.Update(signed), "revocation: list", name)
+		assert.Zero(t, r.Sequence(), name)
+	}
+	signed, err := revocation.Sign(revocation.List{Sequence: 1, Issued: issued, IDs: []string{strings.ToUpper(id)}, Serials: []revocation.Serial{{IssuerID: id, Serial: "0x00:AB"}}}, key)
+	require.NoError(t, err)
+	require.NoError(t, r.Update(signed))
+}
+
+// While a list is being saved, modules are checked against the one before.
+func TestSavingHoldsUpNoCheck(t *testing.T) {
+	pub, key, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	saving, saved := make(chan struct{}), make(chan struct{})
+	r, err := revocation.New(revocation.Config{Keys: []crypto.PublicKey{pub}, Save: func([]byte) error { close(saving); <-saved; return nil }})
+	require.NoError(t, err)
+	signed, err := revocation.Sign(revocation.List{Sequence: 1, Issued: issued}, key)
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() { done <- r.Update(signed) }()
+	<-saving
+	checked := make(chan []moduleid.Finding, 1)
+	go func() { checked <- r.Check(nil, issued) }()
+	select {
+	case f := <-checked:
+		require.Len(t, f, 1)
+		assert.Equal(t, moduleid.ReasonStaleList, f[0].Reason)
+	case <-time.After(time.Minute):
+		require.Fail(t, "a check waits for the disk")
+	}
+	close(saved)
+	require.NoError(t, <-done)
+	assert.Empty(t, r.Check(nil, issued))
+}
+
 type golden struct {
 	Key  []byte          `json:"ed25519"`
 	List json.RawMessage `json:"list"`
@@ -132,7 +195,7 @@ func TestGoldenListVersion1(t *testing.T) {
 	if *update {
 		pub, key, err := ed25519.GenerateKey(rand.Reader)
 		require.NoError(t, err)
-		list, err := revocation.Sign(revocation.List{Sequence: 7, Issued: issued, IDs: []string{"00ff"}, Serials: []revocation.Serial{{IssuerID: "0a", Serial: "0b"}}}, key)
+		list, err := revocation.Sign(revocation.List{Sequence: 7, Issued: issued, IDs: []string{strings.Repeat("00ff", 16)}, Serials: []revocation.Serial{{IssuerID: strings.Repeat("0a", 32), Serial: "0b"}}}, key)
 		require.NoError(t, err)
 		data, err := json.MarshalIndent(golden{pub, list}, "", "  ")
 		require.NoError(t, err)

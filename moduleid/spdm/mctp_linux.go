@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"runtime"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -36,48 +38,88 @@ func DialMCTP(network uint32, eid uint8) (Transport, error) {
 		}
 		return nil, fmt.Errorf("spdm: open an MCTP socket: %w", err)
 	}
-	peer := sockaddrMCTP{family: unix.AF_MCTP, network: network, eid: eid, typ: mctpType, tag: mctpTagOwner}
-	send := func(ctx context.Context, m []byte) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		// The kernel puts the message type in front by the address.
-		p := m[1:]
-		_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), 0,
-			uintptr(unsafe.Pointer(&peer)), unsafe.Sizeof(peer))
-		runtime.KeepAlive(p)
-		if errno != 0 {
-			return fmt.Errorf("send to MCTP endpoint %d: %w", eid, errno)
-		}
+	m := &mctpSocket{fd: fd, peer: sockaddrMCTP{family: unix.AF_MCTP, network: network, eid: eid, typ: mctpType, tag: mctpTagOwner}}
+	return MCTP(m.send, m.receive, m.close), nil
+}
+
+// mctpSocket is a socket to one endpoint.
+type mctpSocket struct {
+	fd   int
+	peer sockaddrMCTP
+
+	mu     sync.Mutex // held during each system call: the number of a closed socket may be somebody else's
+	closed bool
+}
+
+// usable says why the socket can't be used. The caller holds mu.
+func (m *mctpSocket) usable(ctx context.Context) error {
+	if m.closed {
+		return net.ErrClosed
+	}
+	return ctx.Err()
+}
+
+func (m *mctpSocket) close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
 		return nil
 	}
-	receive := func(ctx context.Context) ([]byte, error) {
-		buf := make([]byte, maxFrame)
-		for {
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-			ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, mctpPoll)
-			if err != nil && !errors.Is(err, unix.EINTR) {
-				return nil, err
-			}
-			if ready <= 0 {
-				continue
-			}
-			var from sockaddrMCTP
-			size := uint32(unsafe.Sizeof(from))
-			n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0,
-				uintptr(unsafe.Pointer(&from)), uintptr(unsafe.Pointer(&size)))
-			switch {
-			case errno == unix.EAGAIN || errno == unix.EINTR:
-				continue
-			case errno != 0:
-				return nil, fmt.Errorf("receive from MCTP endpoint %d: %w", eid, errno)
-			case from.eid != eid:
-				continue // somebody else
-			}
-			return append([]byte{from.typ}, buf[:n]...), nil
+	m.closed = true
+	return unix.Close(m.fd)
+}
+
+func (m *mctpSocket) send(ctx context.Context, message []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.usable(ctx); err != nil {
+		return err
+	}
+	// The kernel puts the message type in front by the address.
+	p := message[1:]
+	_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(m.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), 0,
+		uintptr(unsafe.Pointer(&m.peer)), unsafe.Sizeof(m.peer))
+	runtime.KeepAlive(p)
+	if errno != 0 {
+		return fmt.Errorf("send to MCTP endpoint %d: %w", m.peer.eid, errno)
+	}
+	return nil
+}
+
+func (m *mctpSocket) receive(ctx context.Context) ([]byte, error) {
+	buf := make([]byte, maxFrame)
+	for {
+		if p, err := m.look(ctx, buf); p != nil || err != nil {
+			return p, err
 		}
 	}
-	return MCTP(send, receive, func() error { return unix.Close(fd) }), nil
+}
+
+// look waits a moment for a message; nil is none.
+func (m *mctpSocket) look(ctx context.Context, buf []byte) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.usable(ctx); err != nil {
+		return nil, err
+	}
+	ready, err := unix.Poll([]unix.PollFd{{Fd: int32(m.fd), Events: unix.POLLIN}}, mctpPoll)
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return nil, err
+	}
+	if ready <= 0 {
+		return nil, nil
+	}
+	var from sockaddrMCTP
+	size := uint32(unsafe.Sizeof(from))
+	n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(m.fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0,
+		uintptr(unsafe.Pointer(&from)), uintptr(unsafe.Pointer(&size)))
+	switch {
+	case errno == unix.EAGAIN || errno == unix.EINTR:
+		return nil, nil
+	case errno != 0:
+		return nil, fmt.Errorf("receive from MCTP endpoint %d: %w", m.peer.eid, errno)
+	case from.eid != m.peer.eid:
+		return nil, nil // somebody else
+	}
+	return append([]byte{from.typ}, buf[:n]...), nil
 }

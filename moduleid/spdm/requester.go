@@ -39,6 +39,9 @@ func NewRequester(t Transport, cfg Config) (*Requester, error) {
 	if cfg.Slot < 0 || cfg.Slot > 7 {
 		return nil, fmt.Errorf("spdm: there is no slot %d; slots are 0 to 7", cfg.Slot)
 	}
+	if t == nil {
+		return nil, errors.New("spdm: a requester needs a transport")
+	}
 	return &Requester{cfg: cfg, busy: make(chan struct{}, 1), t: t}, nil
 }
 

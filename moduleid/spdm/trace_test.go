@@ -2,12 +2,16 @@ package spdm
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"io"
+	"math"
 	"math/big"
 	"os"
 	"strings"
@@ -70,6 +74,66 @@ func TestReferenceResponderTracesVerify(t *testing.T) {
 		})
 	}
 }
+
+// player answers with what the reference responder answered, and keeps what it
+// was asked.
+type player struct {
+	messages [][]byte
+	asked    [][]byte
+}
+
+func (p *player) Exchange(_ context.Context, req []byte) ([]byte, error) {
+	p.asked = append(p.asked, bytes.Clone(req))
+	if 2*len(p.asked) > len(p.messages) {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return p.messages[2*len(p.asked)-1], nil
+}
+
+func (p *player) Close() error { return nil }
+
+// The requester's requests are, byte for byte, those of the recorded exchanges
+// with the reference responder: but for what a requester chooses (its own
+// capabilities, times and sizes, the algorithms it offers, how much of a chain it asks
+// for at once, no measurement summary) and for its nonce. And a recorded session
+// that is played back to it proves nothing.
+func TestRequestsAreThoseOfTheRecordedExchanges(t *testing.T) {
+	chosen := map[byte][][2]int{ // from, to
+		reqCapabilities: {{5, 6}, {8, 20}}, reqAlgorithms: {{8, 16}}, reqCertificate: {{6, 8}}, reqChallenge: {{3, 44}},
+	}
+	for name := range traces {
+		t.Run(name, func(t *testing.T) {
+			p := &player{messages: trace(t, name)}
+			slot := 0
+			if strings.Contains(name, "slot1") {
+				slot = 1
+			}
+			chip, err := NewRequester(p, Config{Slot: slot, Scheme: Scheme{MinVersion: Version11}})
+			require.NoError(t, err)
+			_, err = chip.Prove(t.Context(), moduleid.NewChallenge("node", "bay"))
+			require.ErrorIs(t, err, moduleid.ErrRefused)
+			require.ErrorContains(t, err, "CHALLENGE_AUTH")
+			last := 0
+			for i, got := range p.asked {
+				want := p.messages[2*i]
+				require.Len(t, got, len(want), "request %d", i)
+				for _, r := range chosen[want[1]] {
+					clear(want[min(r[0], len(want)):min(r[1], len(want))])
+					if want[1] == reqAlgorithms {
+						assert.NotZero(t, le.Uint32(got[8:])&p.asym(), "the recorded algorithm is offered")
+					}
+					clear(got[min(r[0], len(got)):min(r[1], len(got))])
+				}
+				assert.Equal(t, hex.EncodeToString(want), hex.EncodeToString(got), "request %d", i)
+				last = int(want[1])
+			}
+			assert.Equal(t, reqChallenge, last)
+		})
+	}
+}
+
+// asym is what the responder chose.
+func (p *player) asym() uint32 { return le.Uint32(p.messages[5][12:]) }
 
 // recorded is a scheme for exchanges with a requester of other nonces.
 type recorded struct{ t *transcript }
@@ -232,4 +296,28 @@ func FuzzFraming(f *testing.F) {
 func FuzzTcbInfo(f *testing.F) {
 	f.Add([]byte{0x30, 0x03, 0x83, 0x01, 0x07})
 	f.Fuzz(func(t *testing.T, der []byte) { _, _ = tcbInfo(der, 0); _, _ = spdmIDs(der) })
+}
+
+// A chain with a key so large that a signature by it takes seconds is refused
+// before one is checked.
+func TestThreat17HugeKeys(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	n := new(big.Int).Lsh(big.NewInt(1), 16383)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true, IsCA: true}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &rsa.PublicKey{N: n.Add(n, big.NewInt(1)), E: math.MaxInt32}, key)
+	require.NoError(t, err)
+	huge, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	leaf, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(2), NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true}, tmpl, key.Public(), key)
+	require.NoError(t, err)
+	cert, err := x509.ParseCertificate(leaf)
+	require.NoError(t, err)
+	r, err := NewResponder(ResponderConfig{Key: key, Chain: []*x509.Certificate{cert, huge}})
+	require.NoError(t, err)
+	chip, err := NewRequester(Loopback(r), Config{})
+	require.NoError(t, err)
+	_, err = chip.Prove(t.Context(), moduleid.NewChallenge("node", "bay"))
+	require.ErrorIs(t, err, moduleid.ErrRefused)
+	require.ErrorContains(t, err, "16384 bits")
 }

@@ -9,6 +9,7 @@ import (
 	"math/bits"
 
 	"github.com/trusttree/trusttree/moduleid"
+	"github.com/trusttree/trusttree/moduleid/internal/keysize"
 )
 
 // transcript checks requests and responses in the order they were exchanged.
@@ -272,6 +273,11 @@ func (t *transcript) parseChain() error {
 	}
 	if len(certs) == 0 || len(certs) > 10 {
 		return fmt.Errorf("a chain of %d certificates; 1 to 10 are allowed", len(certs))
+	}
+	for i, c := range certs {
+		if err := keysize.Check(c); err != nil {
+			return malformed(fmt.Errorf("certificate %d of the chain: %w", i, err))
+		}
 	}
 	root := certs[0]
 	if bytes.Equal(root.RawIssuer, root.RawSubject) && !bytes.Equal(t.chain[4:4+h], t.sum(root.Raw)) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"time"
 )
 
@@ -36,27 +37,48 @@ type framing interface {
 type stream struct {
 	conn    net.Conn
 	framing framing
-	broken  error // after an exchange that was cut off: the stream is out of step
+
+	mu     sync.Mutex
+	asking bool  // an exchange is under way, which Close cuts off
+	broken error // after an exchange that was cut off: the stream is out of step
+}
+
+// begin and end frame an exchange.
+func (s *stream) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asking = s.broken == nil
+	return s.broken
+}
+
+func (s *stream) end(broken error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asking, s.broken = false, errors.Join(s.broken, broken)
 }
 
 func (s *stream) Exchange(ctx context.Context, req []byte) (rsp []byte, err error) {
-	if s.broken != nil {
-		return nil, fmt.Errorf("the connection broke earlier: %w", s.broken)
+	if err := s.begin(); err != nil {
+		return nil, fmt.Errorf("the connection broke earlier: %w", err)
 	}
+	defer func() { s.end(err) }()
 	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Now()) })
 	defer stop()
 	if err = s.framing.write(s.conn, req); err == nil {
 		rsp, err = s.framing.read(s.conn)
 	}
 	if err != nil {
-		s.broken = errors.Join(err, ctx.Err())
-		return nil, s.broken
+		return nil, errors.Join(err, ctx.Err())
 	}
 	return rsp, nil
 }
 
 func (s *stream) Close() error {
-	if f, ok := s.framing.(interface{ bye(net.Conn) }); ok && s.broken == nil {
+	s.mu.Lock()
+	idle := !s.asking && s.broken == nil
+	s.broken = errors.Join(s.broken, net.ErrClosed)
+	s.mu.Unlock()
+	if f, ok := s.framing.(interface{ bye(net.Conn) }); ok && idle {
 		f.bye(s.conn)
 	}
 	return s.conn.Close()

@@ -7,14 +7,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
-// Decode decodes one JSON value of at most limit bytes, refusing unknown
-// fields, duplicates of a key, trailing data, and versions other than current
-// and the one before it.
-func Decode(data []byte, limit, current int, v any) error {
-	if len(data) > limit {
-		return fmt.Errorf("%d bytes; the limit is %d", len(data), limit)
+// Limits bound what is decoded.
+type Limits struct {
+	Bytes   int
+	Members int // of each array and object: what one takes in memory is many times its bytes; 0: as many as there are
+}
+
+// Decode decodes one JSON value within limits, refusing unknown fields, a key
+// that is there twice, in whatever case, trailing data, and versions other than
+// current and the one before it.
+func Decode(data []byte, limit Limits, current int, v any) error {
+	if len(data) > limit.Bytes {
+		return fmt.Errorf("%d bytes; the limit is %d", len(data), limit.Bytes)
 	}
 	var head struct {
 		Version int `json:"version"`
@@ -25,7 +32,7 @@ func Decode(data []byte, limit, current int, v any) error {
 	if head.Version < max(1, current-1) || head.Version > current {
 		return fmt.Errorf("version %d; this reader knows version %d and the one before: update it, or write that version", head.Version, current)
 	}
-	if err := uniqueKeys(data); err != nil {
+	if err := uniqueKeys(data, limit.Members); err != nil {
 		return err
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
@@ -42,12 +49,13 @@ func Decode(data []byte, limit, current int, v any) error {
 const maxDepth = 32
 
 // uniqueKeys refuses objects that name a key twice: readers differ in which
-// one they believe.
-func uniqueKeys(data []byte) error {
+// one they believe. It refuses arrays and objects of more than most members.
+func uniqueKeys(data []byte, most int) error {
 	d := json.NewDecoder(bytes.NewReader(data))
 	type level struct {
 		keys map[string]bool // nil in an array
 		key  bool            // the next token of an object is a key
+		n    int             // values so far
 	}
 	var stack []level
 	for {
@@ -60,10 +68,10 @@ func uniqueKeys(data []byte) error {
 		}
 		top := len(stack) - 1
 		if s, ok := t.(string); ok && top >= 0 && stack[top].keys != nil && stack[top].key {
-			if stack[top].keys[s] {
+			if stack[top].keys[strings.ToLower(s)] {
 				return fmt.Errorf("the key %.80q is there twice", s)
 			}
-			stack[top].keys[s], stack[top].key = true, false
+			stack[top].keys[strings.ToLower(s)], stack[top].key = true, false
 			continue
 		}
 		switch t {
@@ -77,6 +85,9 @@ func uniqueKeys(data []byte) error {
 		default:
 			if n := len(stack); n > 0 {
 				stack[n-1].key = true
+				if stack[n-1].n++; most > 0 && stack[n-1].n > most {
+					return fmt.Errorf("an array or object of more than %d members", most)
+				}
 			}
 		}
 		if len(stack) > maxDepth {
