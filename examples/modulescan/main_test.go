@@ -12,7 +12,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -217,5 +219,80 @@ func TestBadUsage(t *testing.T) {
 			assert.Equal(t, exitUsage, code)
 			assert.NotEmpty(t, errs)
 		})
+	}
+}
+
+// What a module's certificate says neither writes rows of its own nor reaches
+// the terminal.
+func TestNamesOfAModuleStayInTheirCell(t *testing.T) {
+	ca, err := moduleidtest.NewCA("Maker\x1b[2J\nmodule  authenticated")
+	require.NoError(t, err)
+	responder, _, err := moduleidtest.NewSPDM(ca, "radio\x1b]0;owned\x07\nfake authenticated\u009b2J", []byte("firmware"))
+	require.NoError(t, err)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	go func() { _ = responder.ServeAll(t.Context(), l) }()
+	root := filepath.Join(t.TempDir(), "root.der")
+	require.NoError(t, os.WriteFile(root, ca.Certificate.Raw, 0o600))
+	b := newBench(t)
+	for name, args := range map[string][]string{"authenticated": {"-root", root}, "refused": {"-root", b.stranger}, "nothing to trust": nil} {
+		_, out, errs := scan(t, append(args, "-spdm", "tcp:"+l.Addr().String())...)
+		for _, r := range out + errs {
+			require.False(t, r != '\n' && unicode.IsControl(r), "%s: %q", name, out+errs)
+		}
+		assert.NotRegexp(t, "(?m)^(fake|module )", out, name)
+	}
+}
+
+// Two places, one identity: neither is authenticated. One place asked twice is
+// one place.
+func TestOneIdentityInTwoPlaces(t *testing.T) {
+	ca, err := moduleidtest.NewCA("Owner CA")
+	require.NoError(t, err)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	cert, err := ca.Issue("radio", key.Public(), nil)
+	require.NoError(t, err)
+	root := filepath.Join(t.TempDir(), "root.der")
+	require.NoError(t, os.WriteFile(root, ca.Certificate.Raw, 0o600))
+	var places []string
+	for range 2 {
+		responder, err := spdm.NewResponder(spdm.ResponderConfig{Key: key, Chain: []*x509.Certificate{cert, ca.Certificate}})
+		require.NoError(t, err)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		go func() { _ = responder.ServeAll(t.Context(), l) }()
+		places = append(places, "tcp:"+l.Addr().String())
+	}
+	code, out, _ := scan(t, "-root", root, "-spdm", places[0], "-spdm", places[1])
+	assert.Equal(t, exitRefused, code)
+	assert.Equal(t, 2, strings.Count(out, "duplicate"), out)
+	assert.NotContains(t, out, "authenticated")
+	code, out, _ = scan(t, "-root", root, "-spdm", places[0], "-spdm", places[0])
+	assert.Equal(t, 0, code, out)
+}
+
+// A slot that does not exist is a wrong command, not an absent module.
+func TestUsage(t *testing.T) {
+	for name, args := range map[string][]string{
+		"SPDM slot 8":      {"-spdm", "tcp:127.0.0.1:1", "-slot", "8"},
+		"ATECC slot 16":    {"-atecc", "tcp:127.0.0.1:1", "-slot", "16"},
+		"slot -1":          {"-atecc", "tcp:127.0.0.1:1", "-slot", "-1"},
+		"no module":        nil,
+		"an argument":      {"-atecc", "tcp:127.0.0.1:1", "x"},
+		"unknown flag":     {"-x"},
+		"8-bit address":    {"-i2c", "/dev/i2c-1", "-addr", "0xc0"},
+		"version":          {"-spdm", "tcp:127.0.0.1:1", "-min-version", "2.0"},
+		"transport":        {"-spdm", "udp:127.0.0.1:1"},
+		"timeout":          {"-spdm", "tcp:127.0.0.1:1", "-timeout", "-1s"},
+		"no such root":     {"-spdm", "tcp:127.0.0.1:1", "-root", "/nonexistent"},
+		"endless root":     {"-spdm", "tcp:127.0.0.1:1", "-root", "/dev/zero"},
+		"endless registry": {"-spdm", "tcp:127.0.0.1:1", "-registry", "/dev/zero"},
+		"empty registry":   {"-spdm", "tcp:127.0.0.1:1", "-registry", "/dev/null"},
+	} {
+		code, out, errs := scan(t, args...)
+		assert.Equal(t, exitUsage, code, name)
+		assert.Empty(t, out, name)
+		assert.NotEmpty(t, errs, name)
 	}
 }
