@@ -1,13 +1,16 @@
 package trusttree_test
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -26,19 +29,60 @@ func TestNewcomerPaths(t *testing.T) {
 	require.NoError(t, os.Mkdir(bin, 0o700))
 	built, err := exec.CommandContext(t.Context(), "go", append([]string{"build", "-o", bin}, builtByPaths(t)...)...).CombinedOutput()
 	require.NoError(t, err, "%s", built)
-	for name, ends := range map[string]string{
-		"enrol":   "identity       ok",
-		"volume":  "a reading",
-		"release": "# the same, from a mirror that was broken into",
+	for name, c := range map[string]struct {
+		ends  string
+		env   string
+		tools map[string]string // and their packages
+	}{
+		"enrol":      {ends: "identity       ok"},
+		"volume":     {ends: "a reading"},
+		"release":    {ends: "# the same, from a mirror that was broken into"},
+		"quickstart": {ends: "telemetry lamp  ok", env: "TPM=swtpm", tools: map[string]string{"curl": "curl", "swtpm": "swtpm", "swtpm_setup": "swtpm-tools"}},
 	} {
+		ends := c.ends
 		t.Run(name, func(t *testing.T) {
+			for tool, pkg := range c.tools {
+				testenv.Tool(t, tool, pkg)
+			}
 			cmd := exec.CommandContext(t.Context(), sh, filepath.Join("docs", "paths", name+".sh"))
-			cmd.Env = append(os.Environ(), "BIN="+bin, "DIR="+filepath.Join(dir, name), fmt.Sprintf("PORT=%d", freePorts(t, 3)))
+			cmd.Env = append(os.Environ(), "BIN="+bin, "DIR="+filepath.Join(dir, name), fmt.Sprintf("PORT=%d", freePorts(t, 4)), c.env)
 			out, err := cmd.CombinedOutput()
 			require.NoError(t, err, "%s", out)
 			assert.Contains(t, string(out), ends)
 		})
 	}
+}
+
+// TestQuickstartAsWritten types what docs/quickstart.md shows, in its order, and
+// gets a tenant's records: with free ports, and with an end.
+func TestQuickstartAsWritten(t *testing.T) {
+	sh := testenv.Tool(t, "bash", "bash")
+	testenv.Tool(t, "curl", "curl")
+	text, err := os.ReadFile("docs/quickstart.md")
+	require.NoError(t, err)
+	script := "set -e\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
+	for _, block := range strings.Split(string(text), "```sh\n")[1:] {
+		block, _, ok := strings.Cut(block, "```")
+		require.True(t, ok)
+		script += block
+	}
+	port := freePorts(t, 4)
+	for i := range 4 {
+		script = strings.ReplaceAll(script, fmt.Sprint("127.0.0.1:", 8440+i), fmt.Sprint("127.0.0.1:", port+i))
+	}
+	script = strings.ReplaceAll(script, "-host 127.0.0.1\n", fmt.Sprintf("-host 127.0.0.1 -enroll-port %d -gateway-port %d -api-port %d\n", port, port+1, port+2))
+	dir, err := os.MkdirTemp("", "quick") // short: a socket's path has at most 107 bytes
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute) // it waits for what it shows
+	defer cancel()
+	cmd := exec.CommandContext(ctx, sh, "-c", script)
+	cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 20 * time.Second
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	assert.Contains(t, string(out), `"value":"`)
 }
 
 // builtByPaths returns what docs/paths/common.sh builds.

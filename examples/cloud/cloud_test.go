@@ -86,6 +86,10 @@ func TestCommandExitCodes(t *testing.T) {
 		"absent state":    {[]string{"serve", "-state", "/absent"}, wire.ExitFailed, "cloud init"},
 		"page for all":    {[]string{"serve", "-state", state, "-insecure-loopback-page", "0.0.0.0:80"}, wire.ExitUsage, "only a loopback address"},
 		"bad maker":       {[]string{"serve", "-state", state, "-check"}, wire.ExitFailed, "maker.pem"},
+		"assign, no file": {[]string{"assign", "-state", state}, wire.ExitUsage, "-in FILE"},
+		"assign, absent":  {[]string{"assign", "-state", state, "-in", "/absent"}, wire.ExitFailed, "/absent"},
+		"boot, no log":    {[]string{"boot", "-state", state}, wire.ExitUsage, "-log"},
+		"boot, not a log": {[]string{"boot", "-state", state, "-log", "cloud_test.go", "-reference", "x", "-pcr-policy", "y"}, wire.ExitFailed, "cloud_test.go"},
 		"issue, no name":  {[]string{"issue", "-state", state}, wire.ExitUsage, "-name"},
 		"issue, bad name": {[]string{"issue", "-state", state, "-name", "../x"}, wire.ExitUsage, "-name"},
 	} {

@@ -6,7 +6,11 @@
 //	cloud join -state DIR -from DIR -instance N   make the state of a further instance
 //	cloud serve -state DIR [-check]               run (-check: parse and stop)
 //	cloud issue -state DIR -name NAME             certificate for a tenant's service or an operator
-//	cloud modules -state DIR -sequence N [-revoke ID,ID]   sign a list of revoked modules
+//	cloud boot -state DIR -log FILE -reference FILE -pcr-policy FILE   sign what a good boot measured
+//	cloud assign -state DIR -in FILE              sign assignments of streams to tenants
+//	cloud modules -state DIR -sequence N          sign a list of revoked modules
+//
+// The last three sign with the owner's offline keys; -key says where one is.
 //
 // Exit codes: 0 done, 1 failed, 2 usage, 3 refused by policy, 4 unavailable,
 // try later.
@@ -15,7 +19,6 @@ package main
 import (
 	"context"
 	"crypto/x509"
-	"encoding/hex"
 	"flag"
 	"fmt"
 	"io"
@@ -23,12 +26,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/trusttree/trusttree/examples/wire"
-	"github.com/trusttree/trusttree/moduleid/revocation"
 )
 
 func main() {
@@ -40,7 +41,7 @@ func main() {
 
 func command(ctx context.Context, args []string, stdout io.Writer) error {
 	if len(args) == 0 {
-		return wire.Usage("say what to do: cloud init, cloud join, cloud serve, cloud issue or cloud modules")
+		return wire.Usage("say what to do: cloud init, join, serve, issue, boot, assign or modules; -h behind one lists its flags")
 	}
 	flags := flag.NewFlagSet("cloud "+args[0], flag.ContinueOnError)
 	state := flags.String("state", "", "the state directory")
@@ -79,8 +80,22 @@ func command(ctx context.Context, args []string, stdout io.Writer) error {
 		ids := flags.String("revoke", "", "`IDs` of the modules, or of their CAs, that are revoked, with commas between them")
 		key := flags.String("key", "", "`file` of the owner's key; owner.key in the state directory when empty")
 		run = func() error { return signModules(*state, *key, *sequence, *ids, stdout) }
+	case "assign":
+		in := flags.String("in", "", "`file` of the assignments, JSON")
+		key := flags.String("key", "", "`file` of the owner's key; owner.key in the state directory when empty")
+		run = func() error { return signAssignments(*state, *key, *in, stdout) }
+	case "boot":
+		var o bootOptions
+		flags.StringVar(&o.log, "log", "", "`file` of the event log of a boot that is known to be good, as /sys/kernel/security/tpm0/binary_bios_measurements")
+		flags.StringVar(&o.name, "name", "streetlight", "name of the reference values: of a kind of node")
+		flags.Uint64Var(&o.serial, "serial", 1, "serial of the reference values; it grows with every boot that is signed")
+		flags.DurationVar(&o.life, "life", 365*24*time.Hour, "how long the reference values count")
+		flags.StringVar(&o.reference, "reference", "", "`file` for the signed reference values: for the cloud's reference/, or a release's part reference-values")
+		flags.StringVar(&o.pcrPolicy, "pcr-policy", "", "`file` for the signed PCR policy: for the node's policies/, or a release's part pcr-policy")
+		key := flags.String("key", "", "`file` of the policy key; policy.key in the state directory when empty")
+		run = func() error { return signBoot(*state, *key, o, stdout) }
 	default:
-		return wire.Usage("%q is none of init, join, serve, issue, modules", args[0])
+		return wire.Usage("%q is none of init, join, serve, issue, boot, assign, modules", args[0])
 	}
 	if err := wire.ParseFlags(flags, args[1:], stdout); err != nil {
 		return err
@@ -105,7 +120,11 @@ func serve(ctx context.Context, state, loopbackPage, dsn string, check bool, std
 			return wire.Usage("-postgres: %w", err)
 		}
 	}
-	c, err := newCloud(ctx, state, cfg, slog.NewJSONHandler(os.Stderr, nil))
+	level := slog.LevelInfo
+	if check {
+		level = slog.LevelWarn // a check that finds nothing says so in one line
+	}
+	c, err := newCloud(ctx, state, cfg, slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	if err != nil {
 		return err
 	}
@@ -114,38 +133,6 @@ func serve(ctx context.Context, state, loopbackPage, dsn string, check bool, std
 		return c.store.Close(ctx)
 	}
 	return c.run(ctx, loopbackPage)
-}
-
-// signModules writes a list of revoked modules, signed by the owner's key, for
-// PUT /v1/admin/module-revocations. A list is whole: it names what was revoked
-// before, too.
-func signModules(state, keyFile string, sequence uint64, ids string, stdout io.Writer) error {
-	if sequence == 0 {
-		return wire.Usage("-sequence is missing: give a number above that of the list in force")
-	}
-	list := revocation.List{Version: 1, Sequence: sequence, Issued: time.Now().UTC()}
-	for id := range strings.SplitSeq(ids, ",") {
-		if id = strings.ToLower(strings.TrimSpace(id)); id == "" {
-			continue
-		}
-		if b, err := hex.DecodeString(id); err != nil || len(b) != 32 {
-			return wire.Usage("-revoke: %q is no module ID: 64 hexadecimal digits, as modulescan shows them", id)
-		}
-		list.IDs = append(list.IDs, id)
-	}
-	if keyFile == "" {
-		keyFile = filepath.Join(state, "owner.key")
-	}
-	key, err := loadKey(keyFile)
-	if err != nil {
-		return fmt.Errorf("%w (the owner's key is kept offline? -key says where it is)", err)
-	}
-	signed, err := revocation.Sign(list, key)
-	if err != nil {
-		return err
-	}
-	_, err = stdout.Write(append(signed, '\n'))
-	return err
 }
 
 // issueClient makes a client certificate for a tenant's service or an operator.

@@ -101,3 +101,24 @@ func TestModulesCommandRefusesWhatIsNoID(t *testing.T) {
 	err := command(t.Context(), []string{"modules", "-state", dir, "-sequence", "1"}, &bytes.Buffer{})
 	require.ErrorContains(t, err, "-key says where it is")
 }
+
+func TestAssignRefusesWhatWouldShutAllOut(t *testing.T) {
+	state := initialised(t)
+	file := filepath.Join(t.TempDir(), "assignments.json")
+	sign := func(text string) (string, error) {
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		var out bytes.Buffer
+		err := command(t.Context(), []string{"assign", "-state", state, "-in", file}, &out)
+		return out.String(), err
+	}
+	_, err := sign(`{"version":1,"store":"s","serial":2,"expires":"2001-01-01T00:00:00Z","grants":[]}`)
+	require.ErrorContains(t, err, "all would be denied")
+	_, err = sign(`{"version":1,"store":"s","serial":2,"expires":"2101-01-01T00:00:00Z","grant":[]}`)
+	require.ErrorContains(t, err, "unknown field")
+	signed, err := sign(`{"version":1,"store":"s","serial":2,"expires":"2101-01-01T00:00:00Z","grants":[{"subject":"spiffe://city.example/operator","roles":["control"]}]}`)
+	require.NoError(t, err)
+	assert.NotEmpty(t, signed)
+	require.NoError(t, os.Remove(filepath.Join(state, "owner.key")))
+	_, err = sign(`{"version":1,"store":"s","serial":2,"expires":"2101-01-01T00:00:00Z","grants":[]}`)
+	require.ErrorContains(t, err, "-key says where it is")
+}

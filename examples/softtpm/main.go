@@ -2,19 +2,22 @@
 // examples/node or tpm2-tools by hand where there is no TPM. It protects
 // nothing.
 //
-//	softtpm -dir DIR [-socket PATH]   serve the TPM that is kept in DIR
-//	softtpm -connect PATH             join standard input and output to a socket
+//	softtpm -dir DIR [-socket PATH] [-boot LOG]   serve the TPM that is kept in DIR
+//	softtpm -connect PATH -boot LOG               give the TPM that is served there a boot
+//	softtpm -connect PATH                         join standard input and output to a socket
 //
 // DIR holds the TPM's state, its maker (maker.json) and the maker's certificates
 // to pin (maker.pem: root and EK issuer). The node opens the socket as
 // "unix:PATH"; tpm2-tools use it with -T "cmd:softtpm -connect PATH". Each
-// start is a power-up of the TPM.
+// start is a power-up of the TPM; LOG is the event log of a real boot, whose
+// measurements the TPM is then given, as firmware and kernel would.
 //
 // Exit codes: 0 done, 1 failed, 2 usage, 4 unavailable.
 package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -28,7 +31,11 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
 	"github.com/trusttree/trusttree/attest/attesttest"
+	"github.com/trusttree/trusttree/secureboot/eventlog"
 )
 
 func main() {
@@ -43,6 +50,7 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	flags.SetOutput(stderr)
 	dir := flags.String("dir", "", "directory of the TPM's state; made when missing")
 	socket := flags.String("socket", "", "unix socket to serve on (default DIR/tpm.sock)")
+	boot := flags.String("boot", "", "event `log` of the boot whose measurements the TPM gets (default: none)")
 	connect := flags.String("connect", "", "unix socket to join standard input and output to")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -58,12 +66,16 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	code := 1
 	if *connect != "" {
 		code = 4
-		err = join(ctx, *connect, stdin, stdout)
+		if *boot != "" {
+			err = measureAt(ctx, *connect, *boot)
+		} else {
+			err = join(ctx, *connect, stdin, stdout)
+		}
 	} else {
 		if *socket == "" {
 			*socket = filepath.Join(*dir, "tpm.sock")
 		}
-		err = serve(ctx, *dir, *socket, stdout)
+		err = serve(ctx, *dir, *socket, *boot, stdout)
 	}
 	if err != nil {
 		fmt.Fprintln(stderr, "softtpm:", err)
@@ -72,7 +84,7 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	return 0
 }
 
-func serve(ctx context.Context, dir, socket string, stdout io.Writer) error {
+func serve(ctx context.Context, dir, socket, boot string, stdout io.Writer) error {
 	maker, err := attesttest.OpenMaker(dir)
 	if err != nil {
 		return err
@@ -86,12 +98,77 @@ func serve(ctx context.Context, dir, socket string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if boot != "" {
+		if err := measure(tpm, boot); err != nil {
+			return err
+		}
+	}
 	pin := filepath.Join(dir, "maker.pem")
 	if err := writePin(pin, maker); err != nil {
 		return err
 	}
 	fmt.Fprintf(stdout, "TPM at unix:%s; pin %s as its maker\n", socket, pin)
 	return tpm.Serve(ctx, l)
+}
+
+// measure gives the TPM what a boot measured.
+func measure(tpm *attesttest.TPM, name string) error {
+	parsed, err := readLog(name)
+	if err != nil {
+		return err
+	}
+	var measured []attesttest.Measurement
+	for e := range parsed.Extends() {
+		measured = append(measured, attesttest.Measurement{PCR: e.PCR, Digests: e.Digests})
+	}
+	return tpm.Boot(measured...)
+}
+
+// measureAt does it to a TPM that was powered up just now and is served at a
+// socket, such as swtpm's.
+func measureAt(ctx context.Context, socket, name string) error {
+	parsed, err := readLog(name)
+	if err != nil {
+		return err
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return fmt.Errorf("%w (is a TPM served there?)", err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	tpm := transport.FromReadWriter(conn)
+	algs := map[crypto.Hash]tpm2.TPMAlgID{crypto.SHA1: tpm2.TPMAlgSHA1, crypto.SHA256: tpm2.TPMAlgSHA256, crypto.SHA384: tpm2.TPMAlgSHA384, crypto.SHA512: tpm2.TPMAlgSHA512}
+	for e := range parsed.Extends() {
+		var digests []tpm2.TPMTHA
+		for bank, digest := range e.Digests {
+			if alg, ok := algs[bank]; ok {
+				digests = append(digests, tpm2.TPMTHA{HashAlg: alg, Digest: digest})
+			}
+		}
+		_, err := tpm2.PCRExtend{
+			PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(e.PCR), Auth: tpm2.PasswordAuth(nil)},
+			Digests:   tpm2.TPMLDigestValues{Digests: digests},
+		}.Execute(tpm)
+		if err != nil {
+			return fmt.Errorf("extend PCR %d: %w", e.PCR, err)
+		}
+	}
+	return nil
+}
+
+func readLog(name string) (*eventlog.Log, error) {
+	log, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := eventlog.Parse(log, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return parsed, nil
 }
 
 // writePin writes the maker's root and the issuers below it: a TPM does not
