@@ -178,7 +178,7 @@ func ratios(w *strings.Builder, p Part, d *Data) {
 				}
 				fmt.Fprintf(w, "| %s | %s | **%s×**%s | [%s–%s] |\n", what, peer.Name, figure(median(v)), sign, figure(low), figure(high))
 			default:
-				fmt.Fprintf(w, "| %s | %s | not measured | %s |\n", what, peer.Name, d.why(r.Ours, peer.Figure))
+				fmt.Fprintf(w, "| %s | %s | not measured | %s |\n", what, peer.Name, d.why(peer.Figure, r.Ours))
 			}
 			what = ""
 		}
