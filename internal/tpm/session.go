@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"crypto/fips140"
 	"crypto/subtle"
 	"errors"
 	"fmt"
@@ -57,7 +58,54 @@ func (k *Key) Pin(want []byte) error {
 // Use tpm2.EncryptIn for a secret that goes in, tpm2.EncryptOut for one that
 // comes out.
 func (k *Key) Session(opts ...tpm2.AuthOption) tpm2.Session {
-	return tpm2.HMAC(tpm2.TPMAlgSHA256, 16, k.salted(opts)...)
+	return session{tpm2.HMAC(tpm2.TPMAlgSHA256, 16, k.salted(opts)...)}
+}
+
+// session exempts parameter encryption, and nothing else, from FIPS 140-only
+// mode: AES in CFB mode (SP 800-38A) is the only mode that TPMs have for it, and
+// Go's module does not have that mode. Without the exemption go-tpm panics.
+type session struct{ tpm2.Session }
+
+func (s session) Encrypt(parameter []byte) (err error) {
+	fips140.WithoutEnforcement(func() { err = s.Session.Encrypt(parameter) })
+	return err
+}
+
+func (s session) Decrypt(parameter []byte) (err error) {
+	fips140.WithoutEnforcement(func() { err = s.Session.Decrypt(parameter) })
+	return err
+}
+
+// keyless exempts the HMACs of a session without salt, whose key is empty: what
+// authorises is the policy. Go's FIPS module has no HMAC with so short a key.
+type keyless struct{ tpm2.Session }
+
+func (s keyless) Authorize(cc tpm2.TPMCC, parms, addNonces []byte, names []tpm2.TPM2BName, i int) (auth *tpm2.TPMSAuthCommand, err error) {
+	fips140.WithoutEnforcement(func() { auth, err = s.Session.Authorize(cc, parms, addNonces, names, i) })
+	return auth, err
+}
+
+func (s keyless) Validate(rc tpm2.TPMRC, cc tpm2.TPMCC, parms []byte, names []tpm2.TPM2BName, i int, auth *tpm2.TPMSAuthResponse) (err error) {
+	fips140.WithoutEnforcement(func() { err = s.Session.Validate(rc, cc, parms, names, i, auth) })
+	return err
+}
+
+// UnsaltedPolicySession starts a policy session for what needs no secrecy and
+// no integrity on the bus. The caller closes it on every path.
+func UnsaltedPolicySession(t transport.TPM) (tpm2.Session, func() error, error) {
+	sess, end, err := tpm2.PolicySession(t, tpm2.TPMAlgSHA256, 16)
+	if err != nil {
+		return nil, nil, err
+	}
+	return keyless{sess}, end, nil
+}
+
+// exempt wraps what starts a session.
+func exempt(s tpm2.Session, end func() error, err error) (tpm2.Session, func() error, error) {
+	if err != nil {
+		return nil, nil, err
+	}
+	return session{s}, end, nil
 }
 
 // EncryptIn encrypts the first parameter of a command.
@@ -73,14 +121,14 @@ func EncryptInOut() tpm2.AuthOption { return tpm2.AESEncryption(128, tpm2.Encryp
 // it on every path; a just-in-time policy session would leak when its callback
 // fails.
 func (k *Key) PolicySession(t transport.TPM, opts ...tpm2.AuthOption) (tpm2.Session, func() error, error) {
-	return tpm2.PolicySession(t, tpm2.TPMAlgSHA256, 16, k.salted(opts)...)
+	return exempt(tpm2.PolicySession(t, tpm2.TPMAlgSHA256, 16, k.salted(opts)...))
 }
 
 // HMACSession starts an HMAC session salted to this key that serves several
 // commands. The caller closes it on every path; a just-in-time session would
 // leak when the transport fails under its command.
 func (k *Key) HMACSession(t transport.TPM, opts ...tpm2.AuthOption) (tpm2.Session, func() error, error) {
-	return tpm2.HMACSession(t, tpm2.TPMAlgSHA256, 16, k.salted(opts)...)
+	return exempt(tpm2.HMACSession(t, tpm2.TPMAlgSHA256, 16, k.salted(opts)...))
 }
 
 func (k *Key) salted(opts []tpm2.AuthOption) []tpm2.AuthOption {

@@ -184,7 +184,7 @@ func (f *Floor) carryOut(d *tpm.Device, a *approval, digest []byte) (err error) 
 	if err != nil {
 		return fmt.Errorf("bootpolicy: cpHash: %w", err)
 	}
-	session, closer, err := tpm2.PolicySession(d, tpm2.TPMAlgSHA256, 16)
+	session, closer, err := tpm.UnsaltedPolicySession(d)
 	if err != nil {
 		return fmt.Errorf("bootpolicy: policy session: %w", err)
 	}
