@@ -1,0 +1,9 @@
+package ear_test
+
+import (
+	"testing"
+
+	"github.com/trusttree/trusttree/internal/testenv"
+)
+
+func TestFIPSProfile(t *testing.T) { testenv.FIPSOnly(t, "TestTokens", "TestGoldenToken") }

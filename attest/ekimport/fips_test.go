@@ -1,0 +1,9 @@
+package ekimport_test
+
+import (
+	"testing"
+
+	"github.com/trusttree/trusttree/internal/testenv"
+)
+
+func TestFIPSProfile(t *testing.T) { testenv.FIPSOnly(t, "Example") }
