@@ -1,0 +1,11 @@
+package atecc_test
+
+import (
+	"testing"
+
+	"github.com/trusttree/trusttree/internal/testenv"
+)
+
+func TestFIPSProfile(t *testing.T) {
+	testenv.FIPSOnly(t, "TestProofOverTCP", "TestStrictProofIsOfTheChipsOwnMessage", "TestVendorCertificateRoundTrip")
+}
