@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/fips140"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha1"
@@ -30,8 +31,10 @@ func measure(ev *secureboot.Evidence, name string, content, signature []byte) {
 		data = append(binary.LittleEndian.AppendUint32(data, uint32(len(f))), f...)
 	}
 	b := binary.LittleEndian.AppendUint32(bytes.Clone(ev.IMALog), 10)
-	t := sha1.Sum(data)
-	b = append(b, t[:]...)
+	fips140.WithoutEnforcement(func() { // the kernel's own column
+		t := sha1.Sum(data)
+		b = append(b, t[:]...)
+	})
 	b = append(binary.LittleEndian.AppendUint32(b, 7), "ima-sig"...)
 	ev.IMALog = append(binary.LittleEndian.AppendUint32(b, uint32(len(data))), data...)
 	t2 := sha256.Sum256(data)
@@ -155,8 +158,10 @@ func measureSigned(ev *secureboot.Evidence, alg, name string, digest, signature 
 		data = append(binary.LittleEndian.AppendUint32(data, uint32(len(f))), f...)
 	}
 	b := binary.LittleEndian.AppendUint32(bytes.Clone(ev.IMALog), 10)
-	t := sha1.Sum(data)
-	b = append(b, t[:]...)
+	fips140.WithoutEnforcement(func() { // the kernel's own column
+		t := sha1.Sum(data)
+		b = append(b, t[:]...)
+	})
 	b = append(binary.LittleEndian.AppendUint32(b, 9), "ima-sigv2"...)
 	ev.IMALog = append(binary.LittleEndian.AppendUint32(b, uint32(len(data))), data...)
 	t2 := sha256.Sum256(data)

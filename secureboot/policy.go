@@ -2,6 +2,7 @@ package secureboot
 
 import (
 	"crypto"
+	"crypto/fips140"
 	"errors"
 	"fmt"
 	"slices"
@@ -90,6 +91,8 @@ func (p *Policy) validate() error {
 		return fmt.Errorf("hash %d is no PCR bank", uint(p.Bank))
 	case p.Bank == crypto.SHA1 && !p.InsecureSHA1:
 		return errors.New("SHA-1 is not allowed")
+	case p.Bank == crypto.SHA1 && fips140.Enforced():
+		return errors.New("SHA-1 is not allowed in FIPS 140-only mode")
 	case p.MaxFailedAttempts < 0:
 		return errors.New("negative number of failed attempts")
 	}

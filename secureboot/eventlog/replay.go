@@ -3,6 +3,7 @@ package eventlog
 import (
 	"bytes"
 	"crypto"
+	"crypto/fips140"
 	"errors"
 	"fmt"
 	"iter"
@@ -93,6 +94,9 @@ func (r *registers) init(bank crypto.Hash, l *Log) error {
 	case crypto.SHA1, crypto.SHA256, crypto.SHA384, crypto.SHA512:
 	default:
 		return fmt.Errorf("%w: %v", ErrNoBank, bank)
+	}
+	if bank == crypto.SHA1 && fips140.Enforced() {
+		return fmt.Errorf("%w: SHA-1 is not allowed in FIPS 140-only mode", ErrNoBank)
 	}
 	r.hash, r.size = bank, bank.Size()
 	r.state[0][r.size-1] = l.locality

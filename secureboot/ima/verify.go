@@ -3,6 +3,7 @@ package ima
 import (
 	"bytes"
 	"crypto"
+	"crypto/fips140"
 	"crypto/sha1"
 	"encoding/binary"
 	"errors"
@@ -109,6 +110,10 @@ func (l *Log) verify(s State, values map[int][]byte) (*Verified, error) {
 	default:
 		return nil, fmt.Errorf("ima: hash %v is no PCR bank", s.Bank)
 	}
+	only := fips140.Enforced()
+	if s.Bank == crypto.SHA1 && only {
+		return nil, errors.New("ima: a SHA-1 bank is not allowed in FIPS 140-only mode")
+	}
 	want, ok := values[l.pcr]
 	if !ok || len(want) != size {
 		return nil, fmt.Errorf("%w: PCR %d is not quoted", ErrBehind, l.pcr)
@@ -119,11 +124,11 @@ func (l *Log) verify(s State, values map[int][]byte) (*Verified, error) {
 	if len(s.PCR) != size {
 		return nil, errors.New("ima: state is of another bank")
 	}
-	w := walker{log: l, bank: s.Bank, size: size}
+	w := walker{log: l, bank: s.Bank, size: size, noSHA1: only}
 	copy(w.native[:], s.PCR)
 	copy(w.padded[:], s.PCR)
 	w.doNative = s.Entries == 0 || !s.Padded
-	w.doPadded = s.Bank != crypto.SHA1 && (s.Entries == 0 || s.Padded)
+	w.doPadded = s.Bank != crypto.SHA1 && (s.Entries == 0 || s.Padded) && !only
 	end, padded, err := w.find(want)
 	if err != nil {
 		return nil, err
@@ -147,6 +152,7 @@ type walker struct {
 	size               int
 	native, padded     [64]byte
 	doNative, doPadded bool
+	noSHA1             bool // FIPS 140-only mode: the log's own SHA-1 column is left alone
 	violations         int
 	aggregates         int
 }
@@ -182,9 +188,10 @@ func (w *walker) step(i int) error {
 			native[i], padded[i] = 0xFF, 0xFF
 		}
 	} else {
-		d := sha1.Sum(data)
-		if !bytes.Equal(d[:], logged) {
-			return &ParseError{Offset: int(s.start), Entry: i, Err: ErrTemplate}
+		if !w.noSHA1 {
+			if d := sha1.Sum(data); !bytes.Equal(d[:], logged) {
+				return &ParseError{Offset: int(s.start), Entry: i, Err: ErrTemplate}
+			}
 		}
 		copy(padded[:], logged)
 		if w.doNative {
