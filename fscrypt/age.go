@@ -126,12 +126,18 @@ func wrapAge(secret *Secret, b Binding, typ string, rs ...age.Recipient) (Slot, 
 func unwrapAge(s Slot, ids ...age.Identity) (*Secret, error) {
 	var d ageData
 	if err := strictJSON(s.Data, &d); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("slot: %w: %w", ErrTampered, err)
+	}
+	if _, err := age.ExtractHeader(bytes.NewReader(d.Age)); err != nil {
+		return nil, fmt.Errorf("slot: %w: %w", ErrTampered, err)
 	}
 	r, err := age.Decrypt(bytes.NewReader(d.Age), ids...)
 	var none *age.NoIdentityMatchError
 	if errors.As(err, &none) {
 		return nil, fmt.Errorf("%w: %w", ErrAuth, err)
+	}
+	if err != nil && !slices.ContainsFunc(ids, foreign) {
+		err = fmt.Errorf("slot: %w: %w", ErrTampered, err)
 	}
 	if err != nil {
 		return nil, err
@@ -143,4 +149,13 @@ func unwrapAge(s Slot, ids ...age.Identity) (*Secret, error) {
 		return nil, fmt.Errorf("slot does not hold a secret of %d bytes: %w", secretSize, ErrTampered)
 	}
 	return NewSecret(b[:n])
+}
+
+// foreign reports whether an identity may fail for reasons of its own.
+func foreign(id age.Identity) bool {
+	switch id.(type) {
+	case *age.X25519Identity, *age.HybridIdentity, *age.ScryptIdentity:
+		return false
+	}
+	return true
 }

@@ -23,7 +23,8 @@ var (
 	// ErrRefused: the releasing service answered no for now, for example
 	// because the node's attestation is not affirming.
 	ErrRefused = errors.New("share refused")
-	// ErrUnavailable: the TPM or the releasing service can't be reached.
+	// ErrUnavailable: the TPM or the releasing service can't be reached, or
+	// another process has the volume open.
 	ErrUnavailable = errors.New("unavailable, try later")
 	// ErrRollback: the volume's content is older than what the TPM's counter
 	// witnessed, or that counter is gone or was replaced.

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -219,22 +218,24 @@ func writeHeader(d disk.FS, h *header) error {
 }
 
 // readHeaders returns the copies that parse, the newest first. Copies that are
-// equal count once.
-func readHeaders(d disk.FS) ([]*header, error) {
-	var hs []*header
+// equal count once; differ says that not both are there and equal.
+func readHeaders(d disk.FS) (hs []*header, differ bool, err error) {
 	var errs []error
 	var first []byte
 	for _, name := range headerNames {
 		b, err := disk.ReadFile(d, name, maxHeader)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, disk.ErrTooLarge) {
+			err = fmt.Errorf("%w: %w", ErrTampered, err)
+		}
+		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		if err != nil {
-			return nil, err
-		}
 		h, err := parseHeader(b)
 		if err != nil {
+			if !errors.Is(err, ErrUnsupported) {
+				err = fmt.Errorf("%w: %w", ErrTampered, err)
+			}
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 			continue
 		}
@@ -249,9 +250,9 @@ func readHeaders(d disk.FS) ([]*header, error) {
 		hs = append(hs, h)
 	}
 	if len(hs) == 0 {
-		return nil, fmt.Errorf("no header can be read: %w", errors.Join(errs...))
+		return nil, false, fmt.Errorf("no header can be read: %w", errors.Join(errs...))
 	}
-	return hs, nil
+	return hs, len(errs) > 0 || len(hs) > 1, nil
 }
 
 // strictJSON decodes one JSON value and refuses unknown fields and anything

@@ -27,6 +27,9 @@ func Open(ctx context.Context, dir string, cfg Config, protectors ...Protector) 
 		return nil, fmt.Errorf("%s is not a directory: %w", meta, ErrWrongVolume)
 	}
 	d, err := disk.OpenOS(meta)
+	if errors.Is(err, disk.ErrInUse) {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +50,7 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 			v.event(ctx, slog.LevelWarn, "fscrypt.refused", slog.String("reason", err.Error()))
 		}
 	}()
-	headers, err := readHeaders(d)
+	headers, differ, err := readHeaders(d)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +61,7 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 			break
 		}
 		err = errors.Join(err, e)
-		if i == len(headers)-1 || final(e) {
+		if i == len(headers)-1 || n.guessed || final(e) {
 			return nil, err
 		}
 	}
@@ -72,7 +75,7 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 	if err := closeLatches(n, v.latch); err != nil {
 		return nil, fmt.Errorf("close the latch: %w", err)
 	}
-	if err := v.load(ctx, len(headers) > 1); err != nil {
+	if err := v.load(ctx, differ); err != nil {
 		return nil, err
 	}
 	if n.lease != nil {
@@ -84,8 +87,9 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 }
 
 // final reports an error that the other copy of the header would only repeat.
+// Any other may come from damage to this one.
 func final(err error) bool {
-	return slices.ContainsFunc([]error{ErrAuth, ErrLockout, ErrUnavailable, ErrRefused, ErrTPMChanged}, func(e error) bool { return errors.Is(err, e) })
+	return errors.Is(err, ErrLockout) || errors.Is(err, ErrUnavailable)
 }
 
 // unlock finds a slot that one of the protectors opens, and authenticates the
@@ -112,6 +116,7 @@ func (v *Volume) unlock(ctx context.Context, h *header, cfg Config, n *notes, pr
 			}
 			errs = append(errs, fmt.Errorf("%s: %w", s.Type, err))
 			if errors.Is(err, ErrAuth) && len(tpmsOf(p)) > 0 {
+				n.guessed = true
 				break // another try would use up the TPM's patience
 			}
 		}

@@ -56,6 +56,8 @@ type notes struct {
 	// made take, and of the slots made.
 	counters, replaced, bound map[tpm2.TPMHandle]bool
 
+	guessed bool // a TPM refused the PIN
+
 	kept   []kept                        // for TPM.Keep, once the slots are in force
 	reused bool                          // a TPM.Keep had what opened a slot: the latch is closed already
 	undos  []func(context.Context) error // take back what a slot made outside the header
@@ -138,7 +140,7 @@ func (a all) Wrap(ctx context.Context, secret *Secret, b Binding) (Slot, error) 
 func (a all) Unwrap(ctx context.Context, s Slot, b Binding) (*Secret, error) {
 	var d allData
 	if err := strictJSON(s.Data, &d); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("slot: %w: %w", ErrTampered, err)
 	}
 	if len(d.Parts) != len(a.parts) || len(a.parts) < 2 {
 		return nil, fmt.Errorf("slot has %d parts, the protector %d: %w", len(d.Parts), len(a.parts), ErrNoSlot)

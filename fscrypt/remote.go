@@ -65,7 +65,7 @@ type remoteSlot struct {
 func (r *Remote) Unwrap(ctx context.Context, s Slot, b Binding) (*Secret, error) {
 	var d remoteSlot
 	if err := strictJSON(s.Data, &d); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("slot: %w: %w", ErrTampered, err)
 	}
 	if d.Service != r.Service {
 		return nil, fmt.Errorf("slot belongs to service %.40q, not %q: %w", d.Service, r.Service, ErrNoSlot)

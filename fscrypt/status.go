@@ -2,11 +2,11 @@ package fscrypt
 
 import (
 	"errors"
-	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/trusttree/trusttree/fscrypt/internal/disk"
 )
 
 // Unverified is what a volume's header says before any key has authenticated
@@ -25,13 +25,7 @@ func Inspect(dir string) (_ *Unverified, err error) {
 	defer boundary("inspect "+dir, &err)
 	var errs []error
 	for _, name := range headerNames {
-		f, err := os.Open(filepath.Join(dir, metaDir, name))
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		b, err := io.ReadAll(io.LimitReader(f, maxHeader+1))
-		err = errors.Join(err, f.Close())
+		b, err := disk.ReadIn(filepath.Join(dir, metaDir), name, maxHeader)
 		var h *header
 		if err == nil {
 			h, err = parseHeader(b)

@@ -279,7 +279,7 @@ func sessionError(err error) error {
 func (p *TPM) Unwrap(ctx context.Context, s Slot, b Binding) (_ *Secret, err error) {
 	var d tpmData
 	if err := strictJSON(s.Data, &d); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("slot: %w: %w", ErrTampered, err)
 	}
 	_, bank, err := checkPolicies(p.Policies)
 	if err != nil {

@@ -51,9 +51,13 @@ func ReadFile(d FS, name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
+	return readAll(f, name, limit)
+}
+
+func readAll(f io.Reader, name string, limit int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("%s: more than %d bytes", name, limit)
+		err = fmt.Errorf("%s: %w: more than %d bytes", name, ErrTooLarge, limit)
 	}
 	return b, err
 }
@@ -97,6 +101,28 @@ type OS struct {
 	lock *os.File
 }
 
+// ErrInUse says that another process has the directory.
+var ErrInUse = errors.New("another process has the volume open")
+
+// ErrTooLarge says that a file is larger than what is read of it.
+var ErrTooLarge = errors.New("file too large")
+
+// ReadIn reads a regular file of at most limit bytes in a directory, without
+// the directory's lock and without waiting for anything.
+func ReadIn(dir, name string, limit int64) (b []byte, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	f, err := (&OS{root: root}).open(name, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readAll(f, name, limit)
+}
+
 // OpenOS opens the directory dir for this process alone.
 func OpenOS(dir string) (*OS, error) {
 	root, err := os.OpenRoot(dir)
@@ -124,7 +150,7 @@ func (d *OS) Create(name string) (File, error) {
 func (d *OS) Open(name string) (File, error) { return d.open(name, os.O_RDWR) }
 
 func (d *OS) open(name string, flags int) (File, error) {
-	f, err := d.root.OpenFile(name, flags, 0o600)
+	f, err := d.root.OpenFile(name, flags|nonblock, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -5,3 +5,5 @@ package disk
 import "os"
 
 func lockFile(*os.File) error { return nil }
+
+const nonblock = 0
