@@ -98,8 +98,10 @@ func (b *systemdBoot) scan() (map[update.Slot]sdEntry, error) {
 		}
 		for line := range strings.Lines(string(data)) {
 			if v, ok := strings.CutPrefix(line, "version "); ok {
+				// What a cut made of it is the oldest version: the slot can
+				// still be judged, and its entry written anew.
 				if e.version, err = strconv.ParseUint(strings.TrimSpace(v), 10, 32); err != nil {
-					return nil, fmt.Errorf("boot: entry %s: version %.20q", f.Name(), v)
+					e.version = 0
 				}
 			}
 		}

@@ -37,3 +37,29 @@ func TestTriesThatALoaderCanNotCountAreCut(t *testing.T) {
 		require.Error(t, tc.c.Arm(t.Context(), "b", 0))
 	}
 }
+
+// A boot entry that a cut damaged stops neither the judgement of its slot nor
+// the next entry.
+func TestDamagedBootEntryIsReplaced(t *testing.T) {
+	dir := t.TempDir()
+	line := cmdline(t, dir, "a")
+	c, err := boot.NewSystemdBoot(boot.SystemdBootConfig{Dir: dir, Slots: ab, CommandLine: line, Entries: map[update.Slot]string{
+		"a": "options trusttree.slot=a\n", "b": "options trusttree.slot=b\n"}})
+	require.NoError(t, err)
+	for _, damage := range []string{"", "version banana\n", "version 99999999999999999999\n", "\x00\x00"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "trusttree-a.conf"), []byte(damage), 0o600))
+		slots, err := c.Slots(t.Context())
+		require.NoError(t, err)
+		for _, s := range slots {
+			assert.Equal(t, s.Slot == "a", s.Good, "%+v", s)
+		}
+		require.NoError(t, c.Arm(t.Context(), "b", 3))
+		slots, err = c.Slots(t.Context())
+		require.NoError(t, err)
+		for _, s := range slots {
+			assert.Equal(t, s.Slot == "b", s.Tries == 3, "%+v", s)
+		}
+		require.NoError(t, c.Invalidate(t.Context(), "b"))
+		require.NoError(t, c.MarkGood(t.Context(), "a"))
+	}
+}
