@@ -200,8 +200,9 @@ func sources(t *testing.T, dir string) string {
 	return all.String()
 }
 
-// TestEveryBenchmarkIsDeclared finds benchmarks in the packages' sources that no part runs, so that a new one gets onto the page or is named
-// here with the reason why not.
+// TestEveryBenchmarkIsDeclared finds benchmarks in the packages' sources that
+// no part runs, so that a new one gets onto the page or is named here with the
+// reason why not.
 func TestEveryBenchmarkIsDeclared(t *testing.T) {
 	not := map[string]string{
 		"attest/quote BenchmarkVerifyQuote":      "BenchmarkQuote does it beside peers",
