@@ -1,7 +1,8 @@
 #!/bin/bash
 # Full figures of the reference apps: ten minutes of a city of two instances
 # and ten nodes with links cut and processes killed, what a thief gets, the
-# operator page in a browser. Needs root, iproute2, postgresql and chromium.
+# operator page in a browser, and the node in a machine that boots for real.
+# Needs root, iproute2, postgresql, chromium and what internal/testvm names.
 set -eu
 cd "$(dirname "$0")/../.."
 part=${1:-all}

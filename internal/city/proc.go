@@ -130,6 +130,25 @@ func (p *Proc) Await(ctx context.Context, from int, wait time.Duration, pairs ..
 	}
 }
 
+// AwaitEnd waits until the process has ended by itself, at most wait.
+func (p *Proc) AwaitEnd(ctx context.Context, wait time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	for {
+		p.mu.Lock()
+		changed, ended := p.changed, p.ended
+		p.mu.Unlock()
+		if ended {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return p.failure(fmt.Errorf("%s did not end within %v", p.name, wait))
+		}
+	}
+}
+
 func (p *Proc) failure(err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

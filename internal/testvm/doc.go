@@ -4,6 +4,10 @@
 // A boot brings back its event log, IMA log, PCRs and quotes, and carries out
 // small tasks with its TPM (seal, unseal).
 //
+// A Board is such a machine built as a node: software slots that the firmware
+// boots, a state disk, a network, and the node's binary under a PID 1 of its own
+// (package nodeinit below).
+//
 // The TPM, the firmware's variables and the disk keep their state from boot to
 // boot. A boot that does not end with PID 1's result line has failed.
 //

@@ -6,14 +6,16 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 const stub = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 
-// cpio writes a newc archive with PID 1.
-func cpio(pid1 []byte) []byte {
+// cpio writes a newc archive with PID 1 and more files, by path.
+func cpio(pid1 []byte, more map[string][]byte) []byte {
 	var b bytes.Buffer
 	entry := func(name string, mode uint32, data []byte) {
 		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", 0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)
@@ -28,25 +30,25 @@ func cpio(pid1 []byte) []byte {
 		}
 	}
 	entry("init", 0o100755, pid1)
-	for _, dir := range []string{"proc", "sys", "dev", "data"} {
+	for _, dir := range []string{"proc", "sys", "dev", "data", "modules"} {
 		entry(dir, 0o040755, nil)
+	}
+	for _, name := range slices.Sorted(maps.Keys(more)) {
+		entry(name, 0o100755, more[name])
 	}
 	entry("TRAILER!!!", 0, nil)
 	return b.Bytes()
 }
 
-// initrd makes the initramfs with PID 1.
-func (v *VM) initrd() ([]byte, error) {
-	pid1, err := os.ReadFile(filepath.Join(v.cache, "init"))
-	if err != nil {
-		return nil, err
-	}
+// Initrd makes an initramfs with PID 1 and more files, by path: in the root or
+// in modules/.
+func Initrd(pid1 []byte, more map[string][]byte) ([]byte, error) {
 	var b bytes.Buffer
 	z, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := z.Write(cpio(pid1)); err != nil {
+	if _, err := z.Write(cpio(pid1, more)); err != nil {
 		return nil, err
 	}
 	if err := z.Close(); err != nil {
@@ -65,11 +67,17 @@ func (v *VM) UKI(ctx context.Context, im Image) ([]byte, error) {
 	}
 	defer os.RemoveAll(dir)
 	p := func(n string) string { return filepath.Join(dir, n) }
-	ird, err := v.initrd()
-	if err != nil {
-		return nil, err
+	ird, cmdline := im.Initrd, "console=ttyS0 panic=-1"
+	if ird == nil {
+		pid1, err := os.ReadFile(filepath.Join(v.cache, "init"))
+		if err != nil {
+			return nil, err
+		}
+		if ird, err = Initrd(pid1, nil); err != nil {
+			return nil, err
+		}
+		cmdline += " ima_policy=tcb ima_hash=sha256"
 	}
-	cmdline := "console=ttyS0 panic=-1 ima_policy=tcb ima_hash=sha256"
 	if im.Cmdline != "" {
 		cmdline += " " + im.Cmdline
 	}

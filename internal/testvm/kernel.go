@@ -13,6 +13,7 @@ import (
 // kernel is an unpacked Debian kernel package.
 type kernel struct {
 	image string // vmlinuz
+	root  string // where the package is unpacked
 }
 
 const metaPackage = "linux-image-cloud-amd64"
@@ -58,7 +59,7 @@ func unpacked(cache string) (*kernel, error) {
 	if len(images) == 0 {
 		return nil, errors.New("testvm: kernel is not unpacked")
 	}
-	return &kernel{images[len(images)-1]}, nil
+	return &kernel{images[len(images)-1], filepath.Join(cache, "kernel")}, nil
 }
 
 // run runs a tool and puts its output into the error.

@@ -3,6 +3,7 @@ package testvm
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"strings"
 	"unicode/utf16"
 )
@@ -70,8 +71,37 @@ func SignatureList(der []byte) []byte {
 	return append(append(b, guid(Owner)...), der...)
 }
 
-// enrol returns a variable store with our keys, and Secure Boot on or off.
-func enrol(empty []byte, keys map[string]*key, on bool) []byte {
+// bootEntry is an EFI_LOAD_OPTION for the fallback loader of an EFI system
+// partition (UEFI 2.10, sections 3.1.3, 10.3.5.1 and 10.3.5.4).
+func bootEntry(description string, number int, start, sectors uint64, id string) []byte {
+	text := func(s string) (b []byte) {
+		for _, u := range utf16.Encode([]rune(s + "\x00")) {
+			b = binary.LittleEndian.AppendUint16(b, u)
+		}
+		return b
+	}
+	path := []byte{4, 1, 42, 0}
+	path = binary.LittleEndian.AppendUint32(path, uint32(number))
+	path = binary.LittleEndian.AppendUint64(path, start)
+	path = binary.LittleEndian.AppendUint64(path, sectors)
+	path = append(append(path, guid(id)...), 2, 2)
+	file := text(`\EFI\BOOT\BOOTX64.EFI`)
+	path = append(path, 4, 4)
+	path = binary.LittleEndian.AppendUint16(path, uint16(4+len(file)))
+	path = append(append(path, file...), 0x7F, 0xFF, 4, 0)
+	b := binary.LittleEndian.AppendUint32(nil, 1) // LOAD_OPTION_ACTIVE
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(path)))
+	return append(append(b, text(description)...), path...)
+}
+
+// firstEntry is the number of the first boot entry of our own. Firmware gives
+// low numbers that are not in BootOrder to what it finds by itself, even when
+// there is an entry of that number.
+const firstEntry = 0x0100
+
+// enrol returns a variable store with our keys, Secure Boot on or off, and the
+// boot entries given, of which the first alone is in BootOrder.
+func enrol(empty []byte, keys map[string]*key, on bool, entries ...[]byte) []byte {
 	v := &variables{fd: append([]byte(nil), empty...), pos: 0x48 + 28}
 	const auth = 0x27
 	v.put("PK", global, auth, SignatureList(keys["PK"].der))
@@ -84,5 +114,11 @@ func enrol(empty []byte, keys map[string]*key, on bool) []byte {
 	v.put("SecureBootEnable", sbEnable, 3, []byte{enable})
 	v.put("CustomMode", customMode, 3, []byte{0})
 	v.put("VendorKeysNv", vendorKeys, 0x23, []byte{0})
+	for i, e := range entries {
+		v.put(fmt.Sprintf("Boot%04X", firstEntry+i), global, 7, e)
+	}
+	if len(entries) > 0 {
+		v.put("BootOrder", global, 7, binary.LittleEndian.AppendUint16(nil, firstEntry))
+	}
 	return v.fd
 }

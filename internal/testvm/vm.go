@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"github.com/trusttree/trusttree/internal/testenv"
-
 	"github.com/trusttree/trusttree/internal/testvm/vmtar"
+	"github.com/trusttree/trusttree/internal/tpm/tpmtest"
 )
 
 // Image says what the machine boots.
@@ -27,6 +27,7 @@ type Image struct {
 	Tamper  bool   // changed after it was signed
 	PCRKey  []byte // PEM public key, in .pcrpkey
 	PCRSig  []byte // signed PCR policy, in .pcrsig
+	Initrd  []byte // as Initrd makes it; nil means package init, with an IMA policy
 }
 
 // VM is a machine that is switched off.
@@ -36,6 +37,9 @@ type VM struct {
 	kernel *kernel
 	keys   map[string]*key
 	banks  string
+	// entries are the firmware's boot entries, from firstEntry on; none means that
+	// it boots the first disk.
+	entries [][]byte
 }
 
 // Result is what a boot brought back.
@@ -85,7 +89,7 @@ func New(tb testing.TB, secureBoot string) *VM {
 	if v.kernel, err = findKernel(ctx, v.cache); err != nil {
 		testenv.Missing(tb, err.Error())
 	}
-	must(tb, v.buildInit(ctx))
+	must(tb, v.build(ctx, "init", "./internal/testvm/init"))
 	v.keys, err = makeKeys(v.dir)
 	must(tb, err)
 	must(tb, v.firmware(secureBoot))
@@ -125,7 +129,7 @@ func (v *VM) firmware(secureBoot string) error {
 	}
 	switch secureBoot {
 	case "on", "off":
-		fd = enrol(fd, v.keys, secureBoot == "on")
+		fd = enrol(fd, v.keys, secureBoot == "on", v.entries...)
 	case "setup":
 	default:
 		return fmt.Errorf("testvm: Secure Boot %q", secureBoot)
@@ -133,16 +137,24 @@ func (v *VM) firmware(secureBoot string) error {
 	return os.WriteFile(filepath.Join(v.dir, "vars.fd"), fd, 0o600)
 }
 
-func (v *VM) buildInit(ctx context.Context) error {
+// build builds a program for the machine into the cache. Tests of other packages
+// may use the cache at the same time: a file there is whole at any moment.
+func (v *VM) build(ctx context.Context, name, pkg string) error {
 	buildOnce.Lock()
 	defer buildOnce.Unlock()
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", filepath.Join(v.cache, "init"), "./internal/testvm/init")
+	dir, err := os.MkdirTemp(v.cache, name+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	made := filepath.Join(dir, name)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", made, pkg)
 	cmd.Dir = testenv.Repo()
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("testvm: build PID 1: %w\n%s", err, out)
+		return fmt.Errorf("testvm: build %s: %w\n%s", name, err, out)
 	}
-	return nil
+	return os.Rename(made, filepath.Join(v.cache, name))
 }
 
 // Boot makes the image, boots it, and waits for the machine to switch itself
@@ -192,36 +204,22 @@ func (v *VM) BootUKI(ctx context.Context, uki []byte, task map[string][]byte) (*
 // qemu runs the machine once.
 func (v *VM) qemu(ctx context.Context) (console []byte, err error) {
 	p := func(n string) string { return filepath.Join(v.dir, n) }
-	sock := p("tpm.sock")
-	_ = os.Remove(sock)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	tpm := exec.CommandContext(ctx, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+p("tpm"), "--ctrl", "type=unixio,path="+sock, "--flags", "startup-clear")
-	if err := tpm.Start(); err != nil {
+	tpm, err := v.startTPM(ctx)
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		cancel()
 		_ = tpm.Wait()
 	}()
-	for range 100 {
-		if _, err := os.Stat(sock); err == nil {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	drive := func(id, file string) []string {
-		return []string{"-drive", "if=none,id=" + id + ",format=raw,file=" + p(file), "-device", "nvme,drive=" + id + ",serial=" + id + map[bool]string{true: ",bootindex=1"}[id == "boot"]}
-	}
-	args := []string{"-machine", "q35,smm=on", "-accel", "tcg", "-cpu", "max", "-m", "512", "-smp", "1", "-display", "none", "-monitor", "none",
-		"-serial", "file:" + p("console.log"), "-no-reboot", "-no-user-config", "-nodefaults", "-global", "driver=cfi.pflash01,property=secure,value=on",
-		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + ovmfCode, "-drive", "if=pflash,format=raw,unit=1,file=" + p("vars.fd"),
-		"-chardev", "socket,id=chrtpm,path=" + sock, "-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device", "tpm-crb,tpmdev=tpm0",
-		"-netdev", "user,id=net0,restrict=on", "-device", "virtio-net-pci,netdev=net0,romfile="}
-	args = append(args, drive("boot", "disk.img")...)
-	args = append(args, drive("out", "out.img")...)
-	args = append(args, drive("in", "in.img")...)
+	args := append(v.hardware(), "-netdev", "user,id=net0,restrict=on")
+	args = append(args, v.drive("boot", "disk.img", ",bootindex=1")...)
+	args = append(args, v.drive("out", "out.img", "")...)
+	args = append(args, v.drive("in", "in.img", "")...)
 	machine := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	machine.SysProcAttr = tpmtest.DieWithParent()
 	var stderr bytes.Buffer
 	machine.Stderr = &stderr
 	_ = os.Remove(p("console.log"))
@@ -250,6 +248,40 @@ func (v *VM) qemu(ctx context.Context) (console []byte, err error) {
 		return console, fmt.Errorf("qemu: %w: %s", err, stderr.Bytes())
 	}
 	return console, nil
+}
+
+// startTPM starts the TPM, which ends with the machine that it is in.
+func (v *VM) startTPM(ctx context.Context) (*exec.Cmd, error) {
+	sock := filepath.Join(v.dir, "tpm.sock")
+	_ = os.Remove(sock)
+	tpm := exec.CommandContext(ctx, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+filepath.Join(v.dir, "tpm"), "--ctrl", "type=unixio,path="+sock,
+		"--flags", "startup-clear", "--terminate")
+	tpm.SysProcAttr = tpmtest.DieWithParent()
+	if err := tpm.Start(); err != nil {
+		return nil, err
+	}
+	for range 600 {
+		if _, err := os.Stat(sock); err == nil {
+			return tpm, nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return nil, errors.Join(errors.New("testvm: swtpm does not listen"), tpm.Process.Kill(), tpm.Wait())
+}
+
+// hardware are the machine's parts but for disks and the network behind its card.
+func (v *VM) hardware() []string {
+	p := func(n string) string { return filepath.Join(v.dir, n) }
+	return []string{"-machine", "q35,smm=on", "-accel", "tcg", "-cpu", "max", "-m", "512", "-smp", "1", "-display", "none", "-monitor", "none",
+		"-serial", "file:" + p("console.log"), "-no-reboot", "-no-user-config", "-nodefaults", "-global", "driver=cfi.pflash01,property=secure,value=on",
+		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + ovmfCode, "-drive", "if=pflash,format=raw,unit=1,file=" + p("vars.fd"),
+		"-chardev", "socket,id=chrtpm,path=" + p("tpm.sock"), "-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device", "tpm-crb,tpmdev=tpm0",
+		"-device", "virtio-net-pci,netdev=net0,romfile="}
+}
+
+// drive is an NVMe disk.
+func (v *VM) drive(id, file, more string) []string {
+	return []string{"-drive", "if=none,id=" + id + ",format=raw,file=" + filepath.Join(v.dir, file), "-device", "nvme,drive=" + id + ",serial=" + id + more}
 }
 
 func writeTar(name string, files map[string][]byte) error {

@@ -31,11 +31,11 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
-	"golang.org/x/sys/unix"
 
 	"github.com/trusttree/trusttree/internal/tpm"
 	"github.com/trusttree/trusttree/secureboot/bootpolicy"
 
+	"github.com/trusttree/trusttree/internal/testvm/vminit"
 	"github.com/trusttree/trusttree/internal/testvm/vmtar"
 )
 
@@ -54,11 +54,8 @@ func main() {
 }
 
 func work(out map[string][]byte) error {
-	for _, m := range [][3]string{{"proc", "/proc", "proc"}, {"sysfs", "/sys", "sysfs"}, {"securityfs", "/sys/kernel/security", "securityfs"}, {"devtmpfs", "/dev", "devtmpfs"}} {
-		_ = os.MkdirAll(m[1], 0o755)
-		if err := syscall.Mount(m[0], m[1], m[2], 0, ""); err != nil && !errors.Is(err, syscall.EBUSY) {
-			return fmt.Errorf("mount %s: %w", m[1], err)
-		}
+	if err := vminit.Mount(); err != nil {
+		return err
 	}
 	for i := 0; ; i++ {
 		if _, err := os.Stat("/dev/nvme2n1"); err == nil {
@@ -72,7 +69,7 @@ func work(out map[string][]byte) error {
 	if err != nil {
 		return fmt.Errorf("input: %w", err)
 	}
-	if err := modules(); err != nil {
+	if err := vminit.LoadModules(); err != nil {
 		return err
 	}
 	if in["bare"] == nil {
@@ -101,28 +98,6 @@ func work(out map[string][]byte) error {
 	}
 	out["nonce.bin"] = in["nonce.bin"]
 	out["result.txt"] = []byte("ok " + hex.EncodeToString(in["nonce.bin"]) + "\n")
-	return nil
-}
-
-// modules loads the drivers that the kernel does not have built in, in the order
-// of their file names.
-func modules() error {
-	files, err := filepath.Glob("/modules/*.ko")
-	if err != nil {
-		return err
-	}
-	slices.Sort(files)
-	for _, name := range files {
-		f, err := os.Open(name)
-		if err != nil {
-			return err
-		}
-		err = unix.FinitModule(int(f.Fd()), "", 0)
-		_ = f.Close()
-		if err != nil {
-			return fmt.Errorf("load %s: %w", name, err)
-		}
-	}
 	return nil
 }
 
