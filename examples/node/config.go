@@ -201,7 +201,7 @@ func (c *config) checkVolumes() error {
 			return fmt.Errorf("volumes: %s: mode %q is neither portable nor kernel", name, v.Mode)
 		}
 		if v.Path != "" && (!filepath.IsAbs(v.Path) || filepath.Clean(v.Path) != v.Path) {
-			return fmt.Errorf("volumes: %s: path %q must be absolute and without . or ..", name, v.Path)
+			return fmt.Errorf("volumes: %s: path %q must be absolute, and cleaned of dots", name, v.Path)
 		}
 	}
 	system, data := c.volume("system"), c.volume("data")
