@@ -5,6 +5,7 @@
 package tools
 
 import (
+	_ "github.com/defenseunicorns/go-oscal"
 	_ "golang.org/x/perf/cmd/benchstat"
 	_ "golang.org/x/tools/cmd/deadcode"
 	_ "honnef.co/go/tools/cmd/staticcheck"
