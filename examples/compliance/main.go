@@ -5,15 +5,20 @@
 //	compliance [-framework NAME] [-json] -tests FILE
 //	compliance [-framework NAME] -oscal component [-modified TIME | -tests FILE]
 //	compliance [-framework NAME] -oscal results -tests FILE [-modified TIME]
+//	compliance -threats DIR -tests FILE
 //
 // FILE is what "go test -json" printed; "-" is standard input:
 //
 //	go test -json ./... | compliance -oscal results -tests - >results.json
 //
+// With -threats it holds the run against the threat model: it lists every test
+// that the Markdown files of DIR name and that did not run whole.
+//
 // A mapping is not a certificate: it names code and tests. Exit status: 0 done;
 // 1 failed; 2 wrong flags; 3 the output is complete, and the run does not show
 // the library's part of a control that the library serves: a test failed, was
-// skipped, did not end or is missing.
+// skipped, did not end or is missing. With -threats, 3 means such a test of the
+// threat model; one that needs TRUSTTREE_LONG=1 is listed and does not count.
 package main
 
 import (
@@ -39,8 +44,8 @@ const (
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 type options struct {
-	oscal, tests, framework, modified string
-	json                              bool
+	oscal, tests, framework, modified, threats string
+	json                                       bool
 }
 
 // errUsage marks flags that do not go together.
@@ -54,6 +59,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	fs.StringVar(&o.tests, "tests", "", "what go test -json printed; - is standard input")
 	fs.StringVar(&o.framework, "framework", "", "one framework; all when empty")
 	fs.StringVar(&o.modified, "modified", "", "last-modified of OSCAL documents (RFC 3339); the run's end when empty")
+	fs.StringVar(&o.threats, "threats", "", "a directory of threat tables: list the tests that they name and that -tests does not show")
 	fs.BoolVar(&o.json, "json", false, "print JSON")
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return exitDone
@@ -64,7 +70,12 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "compliance: unexpected argument %q\n", fs.Arg(0))
 		return exitUsage
 	}
-	open, err := o.print(stdin, stdout)
+	what := "the library's part of %d controls; the output names the tests"
+	print := o.print
+	if o.threats != "" {
+		what, print = "%d tests of the threat model, listed above", o.printThreats
+	}
+	open, err := print(stdin, stdout)
 	switch {
 	case errors.Is(err, errUsage):
 		fmt.Fprintf(stderr, "compliance: %v\n", err)
@@ -73,7 +84,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "compliance: %v\n", err)
 		return exitFailed
 	case open > 0:
-		fmt.Fprintf(stderr, "compliance: the run does not show the library's part of %d controls; the output names the tests\n", open)
+		fmt.Fprintf(stderr, "compliance: the run does not show "+what+"\n", open)
 		return exitRefused
 	}
 	return exitDone

@@ -25,6 +25,7 @@ const (
 	Passed     Outcome = "pass"
 	Missing    Outcome = "missing"    // the run has no such test
 	Partial    Outcome = "partial"    // it passed, and skipped a part of itself
+	LongOnly   Outcome = "long"       // it was skipped, and says that TRUSTTREE_LONG=1 runs it
 	Skipped    Outcome = "skip"       //
 	Unfinished Outcome = "unfinished" // it, or its package, did not come to an end
 	Failed     Outcome = "fail"       // it failed, or its package did without naming a test
@@ -49,6 +50,7 @@ type packageRun struct {
 type testRun struct {
 	running int
 	outcome Outcome // of the executions that ended; empty when none
+	long    bool    // it named the variable of the long run
 }
 
 type event struct {
@@ -56,6 +58,7 @@ type event struct {
 	Action  string
 	Package string
 	Test    string
+	Output  string
 }
 
 // ReadRun reads the output of "go test -json", of one invocation or of several
@@ -129,6 +132,8 @@ func (r *Run) add(e event) {
 		p.tests[e.Test] = t
 	}
 	switch o := Outcome(e.Action); o {
+	case "output":
+		t.long = t.long || strings.Contains(e.Output, "TRUSTTREE_LONG")
 	case "run":
 		t.running++
 	case Passed, Failed, Skipped:
@@ -161,6 +166,8 @@ func (r *Run) Outcome(name string) (Outcome, string) {
 		return Failed, "package " + dir + " failed without naming a test"
 	case t.running > 0 || t.outcome == "" || !p.ended:
 		return Unfinished, "the run ended before the test or its package did"
+	case t.outcome == Skipped && t.long:
+		return LongOnly, "it runs with TRUSTTREE_LONG=1 only"
 	case t.outcome == Skipped:
 		return Skipped, "it was skipped"
 	}
