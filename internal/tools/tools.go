@@ -8,5 +8,6 @@ import (
 	_ "github.com/defenseunicorns/go-oscal"
 	_ "golang.org/x/perf/cmd/benchstat"
 	_ "golang.org/x/tools/cmd/deadcode"
+	_ "golang.org/x/vuln/cmd/govulncheck"
 	_ "honnef.co/go/tools/cmd/staticcheck"
 )
