@@ -5,7 +5,8 @@ func cra() Framework {
 		ID: "eu-cra-annex-i", Prefix: "cra-", Title: "EU Cyber Resilience Act, Regulation (EU) 2024/2847, Annex I", Edition: "OJ L, 20.11.2024",
 		Source: "https://eur-lex.europa.eu/eli/reg/2024/2847/oj",
 		Note: "Short names are ours: the annex has none. Obligations are the manufacturer's of the product with digital elements, who also makes the risk assessment by which Part I (2) applies, " +
-			"exercises due diligence on components such as this one, and draws up the declaration.",
+			"exercises due diligence on components such as this one, and draws up the declaration. " +
+			"Part I (1) and (2)(a) to (d) and the numbers of points were compared with public copies of the annex.",
 		Controls: []Control{
 			{"I(1)", "Appropriate level of cybersecurity based on the risks", nil, "",
 				"The risk assessment.", "Nothing of the assessment; docs/threat-model.md is material for it."},

@@ -42,7 +42,8 @@ func ear() Framework {
 		ID: "ear", Prefix: "ear-", Title: "Export Administration Regulations, encryption clauses (15 CFR 730-774)", Edition: "as codified; check the current text",
 		Source: "https://www.ecfr.gov/current/title-15/subtitle-B/chapter-VII/subchapter-C",
 		Note: "Facts for who classifies a product, and no legal advice. The tests show that the named encryption is in the module and works; " +
-			"they show nothing about a classification, an exception or a notification.",
+			"they show nothing about a classification, an exception or a notification. " +
+			"What is said of 742.15(b) since 2021 was compared with the Linux Foundation's published guidance, and that of object code with 76 FR 1059; no paragraph was checked against its codified text.",
 		Controls: []Control{
 			{"5D002", "\"Information Security\" software (Category 5, Part 2)", by("mutual-tls", "volume-encryption", "tenant-encryption", "tenant-backup"),
 				"Fact: the source implements or calls encryption for data confidentiality with symmetric keys of 128 and 256 bits, and key agreement by elliptic curves and ML-KEM: TLS 1.3, age files, AES-GCM records, TPM sessions.",

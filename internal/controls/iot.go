@@ -26,7 +26,7 @@ func nistIR8425() Framework {
 	return Framework{
 		ID: "nist-ir-8425", Prefix: "ir8425.", Title: "NIST IR 8425, Profile of the IoT Core Baseline for Consumer IoT Products", Edition: "September 2022",
 		Source: "https://doi.org/10.6028/NIST.IR.8425",
-		Note:   "The profile speaks of products, of which a device is one component. Its four capabilities that are not technical are the developer's.",
+		Note:   "The profile speaks of products, of which a device is one component. Its four capabilities that are not technical are the developer's. Names were not checked against the report's text.",
 		Controls: []Control{
 			{"asset-identification", "Asset Identification", by("device-identity", "module-inventory"),
 				"The product's nodes and modules are uniquely identified, and listed.", "Components that run without the library.", ""},
@@ -52,7 +52,7 @@ func etsi303645() Framework {
 	return Framework{
 		ID: "etsi-en-303645", Prefix: "en303645-", Title: "ETSI EN 303 645, Cyber Security for Consumer Internet of Things", Edition: "V2.1.1, clauses 5.1 to 5.13 and 6",
 		Source: "https://www.etsi.org/standards#search=EN%20303%20645",
-		Note:   "Mapped by clause; provisions are named where one is served in particular. The conformance of a device is stated by its manufacturer, provision by provision (annex B).",
+		Note:   "Mapped by clause; provisions are named where one is served in particular. The conformance of a device is stated by its manufacturer, provision by provision (annex B). Titles of clauses were not checked against the standard's text.",
 		Controls: []Control{
 			{"5.1", "No universal default passwords", by("device-identity", "mutual-tls"),
 				"The library has no passwords between machines: identities are keys made in each TPM.", "Passwords of people, if the product has any.", "Authentication of people."},
