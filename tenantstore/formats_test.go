@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trusttree/trusttree/tenantstore"
+	"github.com/trusttree/trusttree/tenantstore/internal/powercut"
 	"github.com/trusttree/trusttree/tenantstore/keys"
 )
 
@@ -28,7 +29,7 @@ var update = flag.Bool("update", false, "write the golden files")
 
 // formats are the versions that readers accept: each directory of testdata was
 // written when that version was the current one, which is the last.
-var formats = []string{"v1", "v2"}
+var formats = []string{"v1", "v2", "v3"}
 
 // golden is what testdata/v1 and so on hold: a whole store, an export, a
 // backup, a receipt and assignments, made by that version, with the keys to
@@ -61,6 +62,7 @@ func openGolden(t *testing.T, format, dir string) {
 	copyTree(t, filepath.Join(dir, "world"), w.dir)
 	w.owner = ed25519.PrivateKey(g.Owner)
 	w.keys = reopenKeys(t, w)
+	power(t, w, "embedded")
 	s := w.open()
 	require.Equal(t, g.AuditKey, s.AuditKey())
 	w.serial = 100
@@ -101,6 +103,16 @@ func openGolden(t *testing.T, format, dir string) {
 	}
 	list, err := s.Tenants(t.Context(), op)
 	require.NoError(t, err)
+	if format != "v2" { // a rotation that was cut goes on
+		w.grant(s, tenantstore.Grant{Subject: "service-moving", Tenant: "moving", Roles: []tenantstore.Role{tenantstore.RoleRead}})
+		require.NoError(t, s.Recover(t.Context(), op))
+		assert.EqualValues(t, 2, w.info(s, "moving").Generation)
+		for k, v := range map[string]string{"a": "old", "b": "new", "c": "old"} {
+			r, err := w.handle(s, "moving").Collection("c").Get(t.Context(), []byte(k))
+			require.NoError(t, err)
+			assert.Equal(t, v, string(r.Value))
+		}
+	}
 	due := slices.IndexFunc(list, func(i tenantstore.Info) bool { return i.ID == "later" })
 	assert.Equal(t, "suspended", list[due].State)
 	assert.Equal(t, time.Date(2126, 1, 2, 0, 0, 0, 0, time.UTC), list[due].Due.Truncate(24*time.Hour))
@@ -110,9 +122,11 @@ func writeGolden(t *testing.T, dir string) {
 	ctx := t.Context()
 	require.NoError(t, os.RemoveAll(dir))
 	w := newWorld(t)
+	p := power(t, w, "embedded")
 	s := w.open()
 	a := w.tenant(s, "acme")
 	w.tenant(s, "gone")
+	cutRotation(t, w, s, p)
 	_, err := a.Collection("c").Put(ctx, []byte("k"), []byte("v"))
 	require.NoError(t, err)
 	for range 2 {
@@ -138,6 +152,32 @@ func writeGolden(t *testing.T, dir string) {
 	for name, b := range map[string][]byte{"golden.json": g, "trail.jsonl": trail.Bytes(), "backup.age": backup.Bytes(), "receipt": r.Signed} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), b, 0o600))
 	}
+}
+
+// cutRotation leaves the tenant moving in the middle of a rotation: copied once,
+// and one record written since.
+func cutRotation(t *testing.T, w *world, s *tenantstore.Store, p *powercut.Power) {
+	_, err := s.Create(t.Context(), w.operator(s), tenantstore.Spec{ID: "moving", Region: "eu"})
+	require.NoError(t, err)
+	w.grant(s, tenantstore.Grant{Subject: "service-moving", Tenant: "moving", Roles: []tenantstore.Role{tenantstore.RoleRead, tenantstore.RoleWrite}})
+	c := w.handle(s, "moving").Collection("c")
+	for _, k := range []string{"a", "b", "c"} {
+		_, err := c.Put(t.Context(), []byte(k), []byte("old"))
+		require.NoError(t, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	gate := p.Hold(2)
+	go func() { done <- s.RotateKey(ctx, w.operator(s), "moving") }()
+	<-p.Held() // the canary
+	next := p.Hold(2)
+	gate <- nil
+	<-p.Held()
+	cancel()
+	next <- nil
+	require.ErrorIs(t, <-done, context.Canceled)
+	_, err = c.Put(t.Context(), []byte("b"), []byte("new"))
+	require.NoError(t, err)
 }
 
 func TestUnknownVersionsAreRefused(t *testing.T) {

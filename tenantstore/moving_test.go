@@ -19,19 +19,25 @@ import (
 
 // powered opens a store with the tenant acme on an engine that can be cut.
 func powered(t *testing.T, w *world) (*tenantstore.Store, *powercut.Power) {
+	p := power(t, w, "powered")
+	s := w.open()
+	_, err := s.Create(t.Context(), w.operator(s), tenantstore.Spec{ID: "acme", Region: "eu"})
+	require.NoError(t, err)
+	w.grant(s, tenantstore.Grant{Subject: "service-acme", Tenant: "acme", Roles: []tenantstore.Role{tenantstore.RoleRead, tenantstore.RoleWrite, tenantstore.RoleAdmin}})
+	return s, p
+}
+
+// power gives a world an engine that can be cut, in the region eu.
+func power(t *testing.T, w *world, system string) *powercut.Power {
 	inner, err := sqlite.New(filepath.Join(w.dir, "powered"))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = inner.Close() })
 	p := powercut.New()
 	w.edit = func(c *tenantstore.Config) {
-		c.System = "powered"
+		c.System = system
 		c.Placement = []tenantstore.Placement{{Region: "eu", Engine: &powercut.Engine{Engine: inner, As: "powered", Power: p}}}
 	}
-	s := w.open()
-	_, err = s.Create(t.Context(), w.operator(s), tenantstore.Spec{ID: "acme", Region: "eu"})
-	require.NoError(t, err)
-	w.grant(s, tenantstore.Grant{Subject: "service-acme", Tenant: "acme", Roles: []tenantstore.Role{tenantstore.RoleRead, tenantstore.RoleWrite, tenantstore.RoleAdmin}})
-	return s, p
+	return p
 }
 
 // contents is all that the collection c of acme holds.
