@@ -24,11 +24,12 @@ type instance struct {
 	mark   []byte      // engine key of what makes writes be noted
 	noting atomic.Bool // the mark is set; unknown where shared
 
-	mu      mutex     // guards what follows
-	checked time.Time // when the key provider last unwrapped the key
-	seen    time.Time // when the catalogue was last asked, where it is shared
-	dirty   bool      // the session has written
-	anchor  []byte    // that the catalogue remembers
+	checked atomic.Int64 // when the key provider last unwrapped the key
+
+	mu     mutex     // guards what follows
+	seen   time.Time // when the catalogue was last asked, where it is shared
+	dirty  bool      // the session has written
+	anchor []byte    // that the catalogue remembers
 
 	refused   error // the key provider's last
 	refusedAt time.Time

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/time/rate"
 
 	"github.com/trusttree/trusttree/tenantstore/internal/auditlog"
 	"github.com/trusttree/trusttree/tenantstore/internal/xaes"
@@ -92,10 +93,25 @@ type auditor struct {
 	pending map[accessKey]*access
 	timer   *time.Timer
 	failed  error // accesses could not be written
+
+	single  *rate.Limiter        // of refusals written each by itself
+	refused map[refusedKey]int64 // counted since
+	system  trail
 }
 
+// Refusals beyond this rate are counted, as accesses are: who is refused again
+// and again fills neither the disk of the log nor the time of the others.
+const (
+	refusalsPerSec = 10
+	refusalsBurst  = 200
+	maxRefused     = 32 // distinct counters; beyond it subjects are one
+)
+
+type refusedKey struct{ subject, action, outcome string }
+
 func openAuditor(dir string, store UID, system trail, signer note.Signer, verifier note.Verifier, pseudonym []byte, now func() time.Time, lg *slog.Logger) (*auditor, error) {
-	a := &auditor{verifier: verifier, store: store, pseud: pseudonym, now: now, slog: lg, n: map[string]int64{}, pending: map[accessKey]*access{}}
+	a := &auditor{verifier: verifier, store: store, pseud: pseudonym, now: now, slog: lg, n: map[string]int64{}, pending: map[accessKey]*access{},
+		single: rate.NewLimiter(refusalsPerSec, refusalsBurst), refused: map[refusedKey]int64{}}
 	log, err := auditlog.Open(dir, signer, verifier, func(e auditlog.Entry) error {
 		var l auditLeaf
 		if err := strictJSON(e.Leaf, &l); err != nil {
@@ -184,6 +200,27 @@ func (a *auditor) write(trails []trail, events []Event) error {
 	return nil
 }
 
+// refusal writes one event of a denial or failure, or counts it when there are
+// too many.
+func (a *auditor) refusal(ctx context.Context, system trail, e Event) error {
+	if a.single.Allow() {
+		return a.record(ctx, system, e)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.failed != nil {
+		return a.failed
+	}
+	k := refusedKey{clip(e.Subject), e.Action, e.Outcome}
+	if _, ok := a.refused[k]; !ok && len(a.refused) >= maxRefused {
+		k.subject = "others"
+	}
+	a.refused[k]++
+	a.system = system
+	a.arm()
+	return nil
+}
+
 // record writes one event of the control plane or a denial. Nothing may be
 // done when it fails.
 func (a *auditor) record(ctx context.Context, t trail, e Event) error {
@@ -244,18 +281,25 @@ func (a *auditor) arm() {
 }
 
 func (a *auditor) flushLocked() error {
-	if a.failed != nil || len(a.pending) == 0 {
+	if a.failed != nil || len(a.pending) == 0 && len(a.refused) == 0 {
 		return a.failed
 	}
 	keys := slices.Collect(maps.Keys(a.pending))
 	slices.SortFunc(keys, func(x, y accessKey) int {
 		return strings.Compare(x.uid.String()+x.subject+x.stream+x.collection+x.action, y.uid.String()+y.subject+y.stream+y.collection+y.action)
 	})
-	trails, events := make([]trail, len(keys)), make([]Event, len(keys))
+	trails, events := make([]trail, len(keys), len(keys)+len(a.refused)), make([]Event, len(keys), len(keys)+len(a.refused))
 	for i, k := range keys {
 		trails[i] = a.pending[k].trail
 		events[i] = Event{Time: a.now().UTC(), Action: k.action, Subject: clip(k.subject), Stream: k.stream, Tenant: k.id,
 			Collection: k.collection, Count: a.pending[k].count}
+	}
+	for k, n := range a.refused {
+		trails = append(trails, a.system)
+		events = append(events, Event{Time: a.now().UTC(), Action: k.action, Outcome: k.outcome, Subject: k.subject, Count: n,
+			Detail: fmt.Sprintf("more than %d a second: counted", refusalsPerSec)})
+		a.slog.Warn("refusals that were only counted", "event", "tenantstore.refusals_counted", "action", k.action, "outcome", k.outcome,
+			"subject", k.subject, "count", n)
 	}
 	if err := a.write(trails, events); err != nil {
 		a.failed = err
@@ -263,6 +307,7 @@ func (a *auditor) flushLocked() error {
 		return err
 	}
 	clear(a.pending)
+	clear(a.refused)
 	return nil
 }
 

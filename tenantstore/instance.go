@@ -50,27 +50,19 @@ func keyError(err error) error {
 
 const canaryName = "canary"
 
-// makeInstance makes an empty instance with a canary in it.
+// makeInstance makes an instance with nothing but a canary in it.
 func (s *Store) makeInstance(ctx context.Context, eng engine.Engine, ref engine.Ref, sec secret) error {
 	fileKey, err := subkey(sec.data(), "file", s.uid, ref)
 	if err != nil {
 		return err
 	}
 	defer clear(fileKey)
-	if err := eng.Create(ctx, ref, fileKey); err != nil {
-		return err
-	}
 	z, err := newSealer(sec, s.uid, ref)
 	if err != nil {
 		return err
 	}
-	db, err := eng.Open(ctx, ref, fileKey)
-	if err != nil {
-		return err
-	}
 	ek := append(z.space(kindMeta), canaryName...)
-	err = db.Update(ctx, func(tx engine.Tx) error { return tx.Put(ek, z.seal(new(scratch), ek, 1, []byte(ref.String()))) })
-	return errors.Join(err, db.Close())
+	return eng.Create(ctx, ref, fileKey, engine.KV{Key: ek, Value: z.seal(new(scratch), ek, 1, []byte(ref.String()))})
 }
 
 // openInstance opens an entry's instance and proves with its canary that it is
@@ -88,11 +80,12 @@ func (s *Store) openInstance(ctx context.Context, e entry, sec secret) (*instanc
 		return nil, err
 	}
 	defer clear(fileKey)
-	in := &instance{uid: e.UID, id: e.ID, entry: e, limits: newLimiter(e.Quota.or(s.cfg.Quota)), checked: s.cfg.Clock(), seen: time.Now(),
+	in := &instance{uid: e.UID, id: e.ID, entry: e, limits: newLimiter(e.Quota.or(s.cfg.Quota)), seen: time.Now(),
 		closer: s.closeInstance, mu: newMutex()}
 	if in.seal, err = newSealer(sec, s.uid, e.ref()); err != nil {
 		return nil, err
 	}
+	in.checked.Store(s.cfg.Clock().UnixNano())
 	in.shared, in.mark = p.Engine.Shared(), in.markKey()
 	if in.db, err = p.Engine.Open(ctx, e.ref(), fileKey); err != nil {
 		if errors.Is(err, engine.ErrNotFound) {
@@ -251,15 +244,18 @@ func (t *Tenant) openEntry(ctx context.Context, e entry) (*instance, error) {
 // KeyTTL, so that a key that was revoked there stops working here. Who waited
 // while it was asked takes its answer.
 func (s *Store) freshKey(ctx context.Context, in *instance) error {
+	if s.keyIsFresh(in) {
+		return nil
+	}
 	began := time.Now()
 	if err := in.mu.lock(ctx); err != nil {
 		return err
 	}
 	defer in.mu.unlock()
-	now := s.cfg.Clock()
-	if d := now.Sub(in.checked); d >= 0 && d < s.cfg.KeyTTL {
+	if s.keyIsFresh(in) {
 		return nil
 	}
+	now := s.cfg.Clock()
 	if in.refusedAt.After(began) {
 		return in.refused
 	}
@@ -272,6 +268,12 @@ func (s *Store) freshKey(ctx context.Context, in *instance) error {
 		return err
 	}
 	sec.zero()
-	in.checked = now
+	in.checked.Store(now.UnixNano())
 	return nil
+}
+
+// keyIsFresh is false, too, when the clock went backwards.
+func (s *Store) keyIsFresh(in *instance) bool {
+	d := s.cfg.Clock().UnixNano() - in.checked.Load()
+	return d >= 0 && d < int64(s.cfg.KeyTTL)
 }

@@ -221,7 +221,7 @@ func rotateUntil(t *testing.T, w *world, s *tenantstore.Store, p *powercut.Power
 	done := make(chan error, 1)
 	gate := p.Hold(2)
 	go func() { done <- s.RotateKey(ctx, w.operator(s), "acme") }()
-	for range n { // the first is the canary's
+	for range n {
 		<-p.Held()
 		next := p.Hold(2)
 		gate <- nil

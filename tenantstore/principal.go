@@ -95,11 +95,15 @@ func (s *Store) authenticate(ctx context.Context, chain []*x509.Certificate, str
 
 // grant looks up what the owner's assignments say now.
 func (s *Store) grant(subject, stream string) (Grant, error) {
+	return s.grantAt(s.cfg.Clock(), subject, stream)
+}
+
+func (s *Store) grantAt(now time.Time, subject, stream string) (Grant, error) {
 	a := s.assigned.Load()
 	if a == nil {
 		return Grant{}, errors.New("the store has no assignments yet (Store.Assign)")
 	}
-	if s.cfg.Clock().After(a.expires) {
+	if now.After(a.expires) {
 		return Grant{}, fmt.Errorf("assignments %d expired at %v", a.serial, a.expires)
 	}
 	g, ok := a.grants[[2]string{subject, stream}]
@@ -118,10 +122,11 @@ func (s *Store) may(p Principal, tenant ID, roles ...Role) error {
 	if p.store != s || p.subject == "" {
 		return errors.New("not a principal of this store")
 	}
-	if s.cfg.Clock().After(p.until) {
+	now := s.cfg.Clock()
+	if now.After(p.until) {
 		return fmt.Errorf("certificate expired at %v", p.until)
 	}
-	g, err := s.grant(p.subject, p.stream)
+	g, err := s.grantAt(now, p.subject, p.stream)
 	if err != nil {
 		return err
 	}

@@ -113,6 +113,8 @@ type Store struct {
 	polled      atomic.Int64 // when refresh last asked, in nanoseconds
 	woken       atomic.Int64 // when another process last said that something changed
 
+	scratches sync.Pool // of *scratch
+
 	stopListening func() // nil where nobody can wake us
 	stopResuming  func() // nil where nothing was interrupted
 	closed        atomic.Bool
@@ -126,7 +128,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err := cfg.defaults(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, cache: newCache(cfg.MaxOpen), assigning: newMutex(), engines: map[string]Placement{}}
+	s := &Store{cfg: cfg, cache: newCache(cfg.MaxOpen), assigning: newMutex(), scratches: sync.Pool{New: func() any { return new(scratch) }}, engines: map[string]Placement{}}
 	if err := durable.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -321,9 +323,9 @@ func (s *Store) System() *Tenant {
 func (s *Store) systemTrail() trail { return s.sys.trail() }
 
 // deny puts a refusal into the audit log and returns the error that every
-// refusal is. When the log fails, that comes on top.
+// refusal is, after the same work whatever the reason. When the log fails, that comes on top.
 func (s *Store) deny(ctx context.Context, p Principal, action string, reason error) error {
-	err := s.audit.record(ctx, s.systemTrail(), Event{Action: action, Outcome: "denied", Subject: p.subject, Stream: p.stream,
+	err := s.audit.refusal(ctx, s.systemTrail(), Event{Action: action, Outcome: "denied", Subject: p.subject, Stream: p.stream,
 		Tenant: p.tenant, Detail: reason.Error()})
 	return errors.Join(ErrDenied, err)
 }

@@ -30,11 +30,11 @@ func (s *Store) Tenant(ctx context.Context, p Principal) (*Tenant, error) {
 }
 
 func (s *Store) tenant(ctx context.Context, p Principal) (*Tenant, error) {
-	if err := s.may(p, p.tenant, RoleIngest, RoleRead, RoleWrite, RoleAdmin); err != nil || p.local {
-		return nil, s.deny(ctx, p, "open tenant", errors.Join(err, errors.New("no role in a tenant")))
-	}
-	e, _, ok, err := s.lookup(ctx, p.tenant)
+	denied := s.may(p, p.tenant, RoleIngest, RoleRead, RoleWrite, RoleAdmin)
+	e, _, ok, err := s.lookup(ctx, p.tenant) // in any case: its time tells nothing
 	switch {
+	case denied != nil || p.local:
+		return nil, s.deny(ctx, p, "open tenant", errors.Join(denied, errors.New("no role in a tenant")))
 	case err != nil:
 		return nil, err
 	case !ok || e.State == stateCreating:
@@ -51,6 +51,11 @@ func (t *Tenant) ID() ID { return t.id }
 // UID returns the tenant's identity.
 func (t *Tenant) UID() UID { return t.uid }
 
+var (
+	readers = []Role{RoleRead}
+	writers = []Role{RoleWrite, RoleIngest}
+)
+
 // with checks, counts and runs one use of the instance.
 func (t *Tenant) with(ctx context.Context, action, collection string, roles []Role, f func(*instance) error) error {
 	if err := t.s.refresh(ctx); err != nil {
@@ -59,8 +64,9 @@ func (t *Tenant) with(ctx context.Context, action, collection string, roles []Ro
 	if err := t.s.may(t.p, t.id, roles...); err != nil {
 		return t.s.deny(ctx, t.p, action, err)
 	}
+	write := len(roles) != 1 || roles[0] != RoleRead
 	counted := false
-	err := t.use(ctx, !slices.Contains(roles, RoleRead), func(in *instance) error {
+	err := t.use(ctx, write, func(in *instance) error {
 		if counted { // it runs again
 			return f(in)
 		}
@@ -79,7 +85,7 @@ func (t *Tenant) with(ctx context.Context, action, collection string, roles []Ro
 	case errors.Is(err, ErrDenied):
 		return t.s.deny(ctx, t.p, action, err)
 	case errors.Is(err, ErrTampered), errors.Is(err, ErrRollback), errors.Is(err, engine.ErrCorrupt), errors.Is(err, engine.ErrNotFound):
-		aerr := t.s.audit.record(ctx, t.s.systemTrail(), Event{Action: action, Outcome: "failed", Subject: t.p.subject,
+		aerr := t.s.audit.refusal(ctx, t.s.systemTrail(), Event{Action: action, Outcome: "failed", Subject: t.p.subject,
 			Stream: t.p.stream, Tenant: t.id, Detail: err.Error()})
 		return errors.Join(err, aerr)
 	}
@@ -98,11 +104,26 @@ func (t *Tenant) Collection(name string) *Collection { return &Collection{t: t, 
 
 // Get returns a record, or ErrNotFound. Keys are 1 to 512 bytes.
 func (c *Collection) Get(ctx context.Context, key []byte) (r Record, err error) {
-	err = c.t.view(ctx, "get", c.name, func(x *Tx) error {
-		r, err = x.Get(c.name, key)
-		return err
+	err = c.t.with(ctx, "get", c.name, readers, func(in *instance) error {
+		if err := checkName(c.name); err != nil {
+			return err
+		}
+		if err := checkKey(key); err != nil {
+			return err
+		}
+		sc := c.t.s.scratches.Get().(*scratch)
+		defer c.t.s.scratches.Put(sc)
+		ek := sc.engineKey(in.seal.collection(c.name), key)
+		return in.db.View(ctx, func(tx engine.Tx) (err error) {
+			r.Version, r.Value, err = in.get(tx, sc, ek)
+			return err
+		})
 	})
-	return r, boundary(ctx, "get", err)
+	if err != nil {
+		return Record{}, boundary(ctx, "get", err)
+	}
+	r.Key = slices.Clone(key)
+	return r, nil
 }
 
 // Put sets a record durably, whatever was there, and returns its version.

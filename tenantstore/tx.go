@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -68,10 +69,17 @@ func (x *Tx) recordKey(collection string, key []byte) ([]byte, error) {
 	if err := checkName(collection); err != nil {
 		return nil, err
 	}
-	if len(key) == 0 || len(key) > maxRecordKey {
-		return nil, fmt.Errorf("%w: key of %d bytes, want 1 to %d", ErrInvalid, len(key), maxRecordKey)
+	if err := checkKey(key); err != nil {
+		return nil, err
 	}
 	return x.sc.engineKey(x.in.seal.collection(collection), key), x.spend()
+}
+
+func checkKey(key []byte) error {
+	if len(key) == 0 || len(key) > maxRecordKey {
+		return fmt.Errorf("%w: key of %d bytes, want 1 to %d", ErrInvalid, len(key), maxRecordKey)
+	}
+	return nil
 }
 
 func (x *Tx) value(value []byte) error {
@@ -307,16 +315,20 @@ func (x *Tx) pruneOnce(now time.Time, id []byte) error {
 	return nil
 }
 
-// version returns a number that no write of this process had before.
+// version returns a number that no write of this process had before: the time,
+// the last bits of it at random, so that neither another process nor this one
+// after its clock was set back gives a record a version that it had before.
 func (s *Store) version() uint64 {
 	for {
 		last := s.lastVersion.Load()
-		next := max(last+1, uint64(time.Now().UnixNano()))
+		next := max(last+1, uint64(time.Now().UnixNano())&^versionNoise|rand.Uint64()&versionNoise)
 		if s.lastVersion.CompareAndSwap(last, next) {
 			return next
 		}
 	}
 }
+
+const versionNoise = 1<<20 - 1 // about a millisecond
 
 // View runs f in a read-only transaction that sees one state. It needs RoleRead.
 func (t *Tenant) View(ctx context.Context, f func(*Tx) error) error {
@@ -324,9 +336,9 @@ func (t *Tenant) View(ctx context.Context, f func(*Tx) error) error {
 }
 
 func (t *Tenant) view(ctx context.Context, action, collection string, f func(*Tx) error) error {
-	return t.with(ctx, action, collection, []Role{RoleRead}, func(in *instance) error {
+	return t.with(ctx, action, collection, readers, func(in *instance) error {
 		return in.db.View(ctx, func(tx engine.Tx) error {
-			return f(&Tx{in: in, tx: tx, s: t.s, roles: []Role{RoleRead}})
+			return f(&Tx{in: in, tx: tx, s: t.s, roles: readers})
 		})
 	})
 }
@@ -340,7 +352,7 @@ func (t *Tenant) Update(ctx context.Context, f func(*Tx) error) error {
 }
 
 func (t *Tenant) update(ctx context.Context, action, collection string, f func(*Tx) error) error {
-	return t.with(ctx, action, collection, []Role{RoleWrite, RoleIngest}, func(in *instance) error {
+	return t.with(ctx, action, collection, writers, func(in *instance) error {
 		var roles []Role
 		for _, r := range []Role{RoleRead, RoleWrite, RoleIngest} {
 			if t.s.may(t.p, t.id, r) == nil {

@@ -70,10 +70,11 @@ type Engine interface {
 	Name() string
 	// Shared reports whether several processes may use the instances at once.
 	Shared() bool
-	// Create makes an empty instance, in place of what an interrupted Create of
-	// the same Ref left. fileKey encrypts what the engine keeps beside sealed
-	// values, if it can; it is 32 bytes, and cleared by the caller.
-	Create(ctx context.Context, ref Ref, fileKey []byte) error
+	// Create makes an instance that holds first and nothing else, in place of
+	// what an interrupted Create of the same Ref left; it is durable when Create
+	// returns nil. fileKey encrypts what the engine keeps beside sealed values,
+	// if it can; it is 32 bytes, and cleared by the caller.
+	Create(ctx context.Context, ref Ref, fileKey []byte, first ...KV) error
 	// Open opens an instance, or returns ErrNotFound or ErrCorrupt.
 	Open(ctx context.Context, ref Ref, fileKey []byte) (DB, error)
 	// Fence makes every later Update of an instance fail with ErrFenced, in

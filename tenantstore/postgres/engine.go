@@ -171,7 +171,7 @@ func (e *Engine) inInstance(ctx context.Context, ref engine.Ref, statements ...s
 }
 
 // Create implements engine.Engine.
-func (e *Engine) Create(ctx context.Context, ref engine.Ref, fileKey []byte) error {
+func (e *Engine) Create(ctx context.Context, ref engine.Ref, fileKey []byte, first ...engine.KV) error {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
 	if err := e.Destroy(ctx, ref); err != nil {
@@ -216,6 +216,9 @@ func (e *Engine) Create(ctx context.Context, ref engine.Ref, fileKey []byte) err
 	}
 	if !e.cfg.Schemas {
 		st = append(st, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
+	}
+	for _, kv := range first {
+		st = append(st, fmt.Sprintf("INSERT INTO %s VALUES ('\\x%x', '\\x%x')", e.table(ref), kv.Key, kv.Value))
 	}
 	return classify(ref, e.inInstance(ctx, ref, st...))
 }

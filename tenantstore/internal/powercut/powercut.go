@@ -97,8 +97,8 @@ type Engine struct {
 func (e *Engine) Name() string { return e.As }
 
 // Create implements engine.Engine.
-func (e *Engine) Create(ctx context.Context, r engine.Ref, k []byte) error {
-	return e.Power.step(func() error { return e.Engine.Create(ctx, r, k) })
+func (e *Engine) Create(ctx context.Context, r engine.Ref, k []byte, first ...engine.KV) error {
+	return e.Power.step(func() error { return e.Engine.Create(ctx, r, k, first...) })
 }
 
 // Destroy implements engine.Engine.

@@ -58,9 +58,10 @@ func (e *Engine) Close() error { e.keys.close(); return nil }
 func (e *Engine) path(ref engine.Ref) string { return filepath.Join(e.dir, ref.String()) }
 
 // Create implements engine.Engine. The instance is built in a directory with a
-// temporary name, so that one with the final name is whole.
-func (e *Engine) Create(ctx context.Context, ref engine.Ref, fileKey []byte) (err error) {
-	if err := e.Destroy(ctx, ref); err != nil {
+// temporary name, so that one with the final name is whole; what is in it is
+// synced once, before it gets that name.
+func (e *Engine) Create(ctx context.Context, ref engine.Ref, fileKey []byte, first ...engine.KV) (err error) {
+	if err := e.remove(ref); err != nil {
 		return err
 	}
 	tmp := e.path(ref) + ".new"
@@ -83,10 +84,20 @@ func (e *Engine) Create(ctx context.Context, ref engine.Ref, fileKey []byte) (er
 	if err != nil {
 		return err
 	}
+	if err := db.Update(ctx, func(tx engine.Tx) error {
+		for _, kv := range first {
+			if err := tx.Put(kv.Key, kv.Value); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return errors.Join(err, db.Close())
+	}
 	if err := db.Close(); err != nil {
 		return err
 	}
-	if err := encrypted(filepath.Join(tmp, dataFile)); err != nil {
+	if err := sealed(filepath.Join(tmp, dataFile)); err != nil {
 		return err
 	}
 	if err := durable.SyncDir(tmp); err != nil {
@@ -103,9 +114,14 @@ func (e *Engine) Open(ctx context.Context, ref engine.Ref, fileKey []byte) (engi
 // Fence implements engine.Engine: one process alone has the instances.
 func (e *Engine) Fence(context.Context, engine.Ref, bool) error { return nil }
 
-// Destroy implements engine.Engine. The name goes first, so that a cut leaves
-// no half an instance under a name that Open would accept.
+// Destroy implements engine.Engine.
 func (e *Engine) Destroy(_ context.Context, ref engine.Ref) error {
+	return errors.Join(e.remove(ref), durable.SyncDir(e.dir))
+}
+
+// remove removes an instance. The name goes first, so that a cut leaves no half
+// an instance under a name that Open would accept.
+func (e *Engine) remove(ref engine.Ref) error {
 	dead := e.path(ref) + ".dead"
 	if err := os.RemoveAll(dead); err != nil {
 		return err
@@ -113,7 +129,7 @@ func (e *Engine) Destroy(_ context.Context, ref engine.Ref) error {
 	if err := os.Rename(e.path(ref), dead); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return errors.Join(os.RemoveAll(dead), os.RemoveAll(e.path(ref)+".new"), durable.SyncDir(e.dir))
+	return errors.Join(os.RemoveAll(dead), os.RemoveAll(e.path(ref)+".new"))
 }
 
 // List implements engine.Engine.
@@ -134,9 +150,9 @@ func (e *Engine) List(context.Context) ([]engine.Ref, error) {
 	return refs, nil
 }
 
-// encrypted makes sure that the file is not SQLite in the clear: encryption
-// that is asked for and not applied is an error.
-func encrypted(name string) error {
+// sealed syncs a new file and makes sure that it is not SQLite in the clear:
+// encryption that is asked for and not applied is an error.
+func sealed(name string) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
@@ -149,7 +165,7 @@ func encrypted(name string) error {
 	if string(head[:6]) == "SQLite" {
 		return fmt.Errorf("%s: the file is not encrypted", name)
 	}
-	return nil
+	return f.Sync()
 }
 
 // inspect refuses whatever is no plain file of our own: a symbolic or hard
@@ -215,8 +231,12 @@ func (e *Engine) open(ctx context.Context, dir string, fileKey []byte, create bo
 		}
 	}
 	// Exclusive locking keeps the index of the log in memory: no -shm file.
-	setup := fmt.Sprintf("PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY; PRAGMA synchronous=FULL; PRAGMA secure_delete=ON; "+
-		"PRAGMA cell_size_check=ON; PRAGMA cache_size=-%d; PRAGMA journal_mode=WAL;", cacheKiB)
+	sync := "FULL"
+	if create { // Create syncs the whole
+		sync = "OFF"
+	}
+	setup := fmt.Sprintf("PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY; PRAGMA synchronous=%s; PRAGMA secure_delete=ON; "+
+		"PRAGMA cell_size_check=ON; PRAGMA cache_size=-%d; PRAGMA journal_mode=WAL;", sync, cacheKiB)
 	if err := c.Exec(setup); err != nil {
 		return nil, classify(dir, err)
 	}
