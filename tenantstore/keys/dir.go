@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -133,6 +134,12 @@ func (d *Dir) Close() {
 	defer d.mu.Unlock()
 	d.master = nil
 }
+
+// Format implements fmt.Formatter: the directory, and no key.
+func (d *Dir) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "keys.Dir(%s)", d.dir) }
+
+// LogValue implements slog.LogValuer.
+func (d *Dir) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(d)) }
 
 func validKeyID(keyID string) bool {
 	ok := len(keyID) >= 1 && len(keyID) <= 64

@@ -183,6 +183,16 @@ func (t *tx) ready(write bool) error {
 	return nil
 }
 
+// failed classifies an error inside the transaction: of a writing one nothing
+// will be kept.
+func (t *tx) failed(err error) error {
+	err = classify(t.d.ref, err)
+	if t.write && errors.Is(err, engine.ErrUnavailable) {
+		err = fmt.Errorf("%w: %w", engine.ErrAborted, err)
+	}
+	return err
+}
+
 func (t *tx) Get(key []byte) (v []byte, err error) {
 	if err := t.ready(false); err != nil {
 		return nil, err
@@ -192,7 +202,7 @@ func (t *tx) Get(key []byte) (v []byte, err error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, classify(t.d.ref, err)
+		return nil, t.failed(err)
 	}
 	return v, nil
 }
@@ -215,7 +225,7 @@ func (t *tx) exec(sql string, args ...any) (bool, error) {
 	}
 	tag, err := t.tx.Exec(t.ctx, fmt.Sprintf(sql, t.d.table), args...)
 	if err != nil {
-		return false, classify(t.d.ref, err)
+		return false, t.failed(err)
 	}
 	return tag.RowsAffected() > 0, nil
 }
@@ -278,14 +288,14 @@ func (t *tx) page(lo, hi []byte, reverse bool, limit int) ([]engine.KV, error) {
 	}
 	rows, err := t.tx.Query(t.ctx, sql+" ORDER BY k"+order+" LIMIT $2", args...)
 	if err != nil {
-		return nil, classify(t.d.ref, err)
+		return nil, t.failed(err)
 	}
 	page, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (kv engine.KV, err error) {
 		err = r.Scan(&kv.Key, &kv.Value)
 		return kv, err
 	})
 	if err != nil {
-		return nil, classify(t.d.ref, err)
+		return nil, t.failed(err)
 	}
 	return page, nil
 }

@@ -11,6 +11,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"net"
 	"strings"
 	"time"
 
@@ -39,6 +42,12 @@ type Config struct {
 	// MaxConns is how many connections all tenants use at once; 0 means 64.
 	MaxConns int
 }
+
+// Format implements fmt.Formatter: connection strings hold passwords.
+func (c Config) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "postgres.Config(%s)", c.Name) }
+
+// LogValue implements slog.LogValuer.
+func (c Config) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(c)) }
 
 const (
 	prefix          = "t_"
@@ -103,6 +112,14 @@ func poolConfig(dsn string) (*pgxpool.Config, error) {
 	c.MaxConns, c.MinConns, c.MaxConnIdleTime = tenantConns, 0, idleTime
 	return c, nil
 }
+
+// Format implements fmt.Formatter: it knows passwords.
+func (e *Engine) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "postgres.Engine(%s)", e.cfg.Name)
+}
+
+// LogValue implements slog.LogValuer.
+func (e *Engine) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(e)) }
 
 // Name implements engine.Engine.
 func (e *Engine) Name() string { return e.cfg.Name }
@@ -362,13 +379,20 @@ func classify(ref engine.Ref, err error) error {
 		case strings.HasPrefix(code, "08") || strings.HasPrefix(code, "53") || strings.HasPrefix(code, "57P") || strings.HasPrefix(code, "40"):
 			class = engine.ErrUnavailable
 		}
-	case errors.As(err, &connect), pgconn.Timeout(err):
+	case errors.As(err, &connect), pgconn.Timeout(err), lost(err):
 		class = engine.ErrUnavailable
 	}
 	if class != nil && !errors.Is(err, class) {
 		return fmt.Errorf("postgres: instance %v: %w: %w", ref, class, err)
 	}
 	return fmt.Errorf("postgres: instance %v: %w", ref, err)
+}
+
+// lost reports whether an error is that of a connection that is gone.
+func lost(err error) bool {
+	var network net.Error
+	return errors.As(err, &network) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		pgconn.SafeToRetry(err)
 }
 
 type db struct {

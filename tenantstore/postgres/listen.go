@@ -21,7 +21,7 @@ func (t *tx) Wake() error {
 		return err
 	}
 	_, err := t.tx.Exec(t.ctx, "SELECT pg_notify($1::text, '')", name(t.d.ref))
-	return classify(t.d.ref, err)
+	return t.failed(err)
 }
 
 // Listen implements engine.Listener. LISTEN belongs to a session, so it takes

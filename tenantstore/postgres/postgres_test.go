@@ -3,16 +3,21 @@ package postgres_test
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"io"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trusttree/trusttree/internal/testenv"
 	"github.com/trusttree/trusttree/internal/testpg"
+	"github.com/trusttree/trusttree/tenantstore"
 	"github.com/trusttree/trusttree/tenantstore/engine"
 	"github.com/trusttree/trusttree/tenantstore/engine/enginetest"
 	"github.com/trusttree/trusttree/tenantstore/postgres"
@@ -116,6 +121,116 @@ func TestAdministratorsPasswordIsInNoError(t *testing.T) {
 	_, err = postgres.New(t.Context(), postgres.Config{Admin: "host=127.0.0.1 port=1 user=admin password=s3cret dbname=x"})
 	require.ErrorIs(t, err, engine.ErrUnavailable)
 	require.NotContains(t, err.Error(), "s3cret")
+}
+
+// TestConnectionStringsAreNotPrinted prints what holds the administrator's.
+func TestConnectionStringsAreNotPrinted(t *testing.T) {
+	c := server(t)
+	cfg := postgres.Config{Admin: c.Admin, Tenants: c.Admin, Name: "eu"}
+	e, err := postgres.New(t.Context(), cfg)
+	require.NoError(t, err)
+	defer e.Close()
+	var log strings.Builder
+	for _, h := range []slog.Handler{slog.NewJSONHandler(&log, nil), slog.NewTextHandler(&log, nil)} {
+		slog.New(h).Info("x", "engine", e, "config", cfg)
+	}
+	out := log.String() + fmt.Sprintf("%v %+v %#v %s %q", e, e, e, e, e) + fmt.Sprintf("%v %+v %#v %s %q", cfg, cfg, cfg, cfg, cfg)
+	require.NotContains(t, out, "admin-test")
+	require.Contains(t, out, "eu")
+}
+
+// TestDroppedConnectionsLoseNothing has the server drop every connection of a
+// tenant again and again while it writes: what was acknowledged is there, what
+// was refused says so, and the tenant goes on.
+func TestDroppedConnectionsLoseNothing(t *testing.T) {
+	c := server(t)
+	e, err := postgres.New(t.Context(), postgres.Config{Admin: c.Admin, Schemas: true})
+	require.NoError(t, err)
+	defer e.Close()
+	r := engine.Ref{UID: [16]byte{0xdd}, Generation: 1}
+	require.NoError(t, e.Create(t.Context(), r, key(1)))
+	defer func() { require.NoError(t, e.Destroy(t.Context(), r)) }()
+	db, err := e.Open(t.Context(), r, key(1))
+	require.NoError(t, err)
+	role := "t_" + strings.Replace(r.String(), "-", "_", 1)
+	var acked []string
+	lost := 0
+	for i := range 60 {
+		k := fmt.Sprintf("%03d", i)
+		err := db.Update(t.Context(), func(tx engine.Tx) error {
+			if err := tx.Put([]byte("a"+k), []byte(k)); err != nil {
+				return err
+			}
+			if i%3 == 1 {
+				admin(t, c, "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = '"+role+"'")
+			}
+			return tx.Put([]byte("b"+k), []byte(k))
+		})
+		if err != nil {
+			require.ErrorIs(t, err, engine.ErrUnavailable)
+			require.ErrorIs(t, err, engine.ErrAborted, "it was lost before its commit")
+			lost++
+			continue
+		}
+		acked = append(acked, k)
+	}
+	require.Equal(t, 20, lost)
+	require.NoError(t, db.View(t.Context(), func(tx engine.Tx) error {
+		for _, half := range []string{"a", "b"} {
+			n := 0
+			for kv, err := range tx.Scan([]byte(half), []byte(half+"z"), false, 1000) {
+				require.NoError(t, err)
+				require.Equal(t, half+acked[n], string(kv.Key))
+				n++
+			}
+			require.Len(t, acked, n, "all of a transaction or nothing")
+		}
+		return nil
+	}))
+	require.NoError(t, db.Close())
+}
+
+// TestRowsThatNobodyWroteAreTampering has the server's administrator put rows
+// into a tenant's table whose keys and values have no form at all.
+func TestRowsThatNobodyWroteAreTampering(t *testing.T) {
+	c, ctx := server(t), t.Context()
+	e, err := postgres.New(ctx, postgres.Config{Admin: c.Admin, Schemas: true})
+	require.NoError(t, err)
+	defer e.Close()
+	w := newSite(t)
+	s := w.open(t, e, t.TempDir(), "")
+	defer clearServer(t, e)
+	w.assign(t, s, 1, tenantstore.RoleRead, tenantstore.RoleWrite, tenantstore.RoleAdmin)
+	_, err = s.Create(ctx, w.principal(t, s, "operator"), tenantstore.Spec{ID: "acme", Engine: e.Name()})
+	require.NoError(t, err)
+	a := w.handle(t, s)
+	require.NoError(t, a.Collection("c").Append(ctx, "s", time.Unix(1, 0), []byte("p")))
+	table := database(t, e, a) + ".r"
+	for name, sql := range map[string]string{
+		"an empty key":      "INSERT INTO " + table + " VALUES ('', '')",
+		"a huge value":      "INSERT INTO " + table + " VALUES ('\\x72', decode(repeat('00', 40000000), 'hex'))",
+		"a shortened point": "INSERT INTO " + table + " SELECT substring(k from 1 for 26) || '\\xff', v FROM " + table + " WHERE get_byte(k, 0) = 115 AND length(k) = 29 ORDER BY k LIMIT 1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			admin(t, c, sql)
+			_, err := a.Verify(ctx)
+			require.Error(t, err)
+			_, err = a.Backup(ctx, io.Discard, recipient(t))
+			require.Error(t, err)
+			require.Error(t, s.RotateKey(ctx, w.principal(t, s, "operator"), "acme"))
+			_ = a.Collection("c").Append(ctx, "s", time.Unix(1, 0), []byte("p")) // whatever it says, it does not panic
+			admin(t, c, "DELETE FROM "+table+" WHERE length(k) IN (0, 1, 27)")
+			_, err = a.Verify(ctx)
+			require.NoError(t, err)
+		})
+	}
+	require.NoError(t, s.Close(ctx))
+}
+
+func recipient(t *testing.T) age.Recipient {
+	id, err := age.GenerateX25519Identity()
+	require.NoError(t, err)
+	return id.Recipient()
 }
 
 // TestManyTenantsInSchemas has more tenants in one database than databases
