@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/ncruces/go-sqlite3"
 
@@ -265,9 +266,27 @@ func authorize(action sqlite3.AuthorizerActionCode, _, _, _, _ string) sqlite3.A
 	return sqlite3.AUTH_DENY
 }
 
+// weather reports whether an error is of the machine's state, and says nothing
+// about the file.
+func weather(no syscall.Errno) bool {
+	switch no {
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EINTR, syscall.EAGAIN, syscall.EROFS, syscall.EACCES, syscall.EPERM:
+		return true
+	}
+	return false
+}
+
 func classify(name string, err error) error {
 	var code sqlite3.ErrorCode
-	if err == nil || !errors.As(err, &code) {
+	var no syscall.Errno
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &no) && (no == syscall.ENOSPC || no == syscall.EDQUOT):
+		return fmt.Errorf("%s: %w: %w", name, engine.ErrFull, err)
+	case errors.As(err, &no) && weather(no):
+		return fmt.Errorf("%s: %w: %w", name, engine.ErrUnavailable, err)
+	case !errors.As(err, &code):
 		return err
 	}
 	switch code {
