@@ -134,7 +134,7 @@ func writeGolden(t *testing.T, dir string) {
 	}
 	r, err := s.Destroy(ctx, w.operator(s), "gone")
 	require.NoError(t, err)
-	_, err = s.Create(ctx, w.operator(s), tenantstore.Spec{ID: "later", Grace: time.Date(2126, 1, 2, 12, 0, 0, 0, time.UTC).Sub(time.Now())})
+	_, err = s.Create(ctx, w.operator(s), tenantstore.Spec{ID: "later", Grace: time.Until(time.Date(2126, 1, 2, 12, 0, 0, 0, time.UTC))})
 	require.NoError(t, err)
 	_, err = s.Destroy(ctx, w.operator(s), "later")
 	require.ErrorIs(t, err, tenantstore.ErrHeld)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # tenantstore.sh [tests|fuzz|bench]: full figures of package tenantstore.
 # tests: 10,000 tenants, 500 corruption trials, kills and stress under the race
-# detector, PostgreSQL and pgbouncer. fuzz: every target for FUZZ_SECONDS (120).
+# detector, PostgreSQL (kills at every step of it too) and pgbouncer. fuzz: every target for FUZZ_SECONDS (120).
 # bench: the store beside the bare engine, each bar beside its figure.
 # Needs postgresql, pgbouncer, age, swtpm, swtpm-tools.
 set -eu
