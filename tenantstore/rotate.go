@@ -297,6 +297,9 @@ func (s *Store) undoPending(ctx context.Context, e entry, version uint64) (uint6
 			if version, err = s.save(ctx, e, version); err != nil {
 				return version, err
 			}
+			if err := s.unfence(ctx, e); err != nil {
+				return version, err
+			}
 			if err := s.stopNoting(ctx, e); err != nil { // it costs writes some time, and no more
 				s.cfg.Logger.WarnContext(ctx, "writes are noted for a rotation that was given up", "event", "tenantstore.noting_left", "tenant", e.ID, "error", err)
 			}
@@ -307,7 +310,7 @@ func (s *Store) undoPending(ctx context.Context, e entry, version uint64) (uint6
 				return version, fmt.Errorf("%w: no engine %q is configured", ErrRegion, p.Engine)
 			}
 			if p.Generation > e.Generation { // it was being made: the one in use may be fenced
-				if err := s.engines[e.Engine].Engine.Fence(ctx, e.ref(), false); err != nil {
+				if err := s.unfence(ctx, e); err != nil {
 					return version, err
 				}
 			}
@@ -327,6 +330,14 @@ func (s *Store) undoPending(ctx context.Context, e entry, version uint64) (uint6
 		e.Pending = nil
 	}
 	return s.save(ctx, e, version)
+}
+
+func (s *Store) unfence(ctx context.Context, e entry) error {
+	place, ok := s.engines[e.Engine]
+	if !ok {
+		return fmt.Errorf("%w: no engine %q is configured", ErrRegion, e.Engine)
+	}
+	return place.Engine.Fence(ctx, e.ref(), false)
 }
 
 // tell puts an operator's action into the tenant's own trail.
