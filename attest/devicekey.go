@@ -317,5 +317,8 @@ func (n *Node) Certificate(ctx context.Context) (tls.Certificate, error) {
 		}
 		return nil
 	})
-	return cert, err
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return cert, nil
 }

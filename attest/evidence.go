@@ -62,14 +62,17 @@ func (n *Node) Evidence(ctx context.Context, s Session, c *Challenge) (*Evidence
 	}
 	e := &Evidence{Version: messageVersion, Challenge: c.ID}
 	for _, collect := range n.c.Collectors {
-		mediaType, data, err := collect(ctx, bytes.Clone(c.Nonce))
+		body, err := patient(ctx, "a collector", func() (Body, error) {
+			mediaType, data, err := collect(ctx, bytes.Clone(c.Nonce))
+			return Body{mediaType, data}, err
+		})
 		if err == nil {
 			err = ctx.Err()
 		}
 		if err != nil {
 			return nil, fmt.Errorf("attest: collect evidence: %w", err)
 		}
-		e.Bodies = append(e.Bodies, Body{mediaType, data})
+		e.Bodies = append(e.Bodies, body)
 	}
 	if len(n.c.Keys) > 0 {
 		if err := n.do(ctx, func(d *tpm.Device) error {

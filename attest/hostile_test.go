@@ -19,9 +19,11 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -33,6 +35,7 @@ import (
 	"github.com/trusttree/trusttree/attest/quote"
 	"github.com/trusttree/trusttree/attest/reason"
 	"github.com/trusttree/trusttree/attest/registry"
+	"github.com/trusttree/trusttree/internal/tpm"
 )
 
 // hugeKey is an RSA key that nobody has the private part of: to check a
@@ -369,4 +372,96 @@ func TestFileCollectorWithoutALimit(t *testing.T) {
 	assert.Equal(t, "measured", string(body))
 	_, _, err = attest.FileCollector("text/plain", name, -1)(t.Context(), nil)
 	require.Error(t, err)
+}
+
+// hung is a TPM whose driver does not come back until it is let go.
+type hung struct {
+	transport.TPM
+	on  atomic.Bool
+	let chan struct{}
+}
+
+func (h *hung) Send(command []byte) ([]byte, error) {
+	if h.on.Load() {
+		<-h.let
+	}
+	return h.TPM.Send(command)
+}
+
+// T20: a TPM or a collector that hangs does not hold up who waits with a
+// context, and what was under way ends and leaves nothing in the TPM.
+func TestT20HungTPM(t *testing.T) {
+	dev, endorsers := newTPM(t)
+	h := &hung{TPM: dev, let: make(chan struct{})}
+	n := open(t, h, attest.NodeConfig{Endorsers: endorsers})
+	c := newCloud(t, endorsers)
+	key, e := c.enroll(n)
+	s := session(t, n, key)
+	ch, err := c.verifier.Challenge(t.Context(), s)
+	require.NoError(t, err)
+	ac, err := c.registrar.Begin(t.Context(), n.EnrollmentRequest(nil))
+	require.NoError(t, err)
+	before, err := tpm.LoadedHandles(dev)
+	require.NoError(t, err)
+	h.on.Store(true)
+	for name, f := range map[string]func(context.Context) error{
+		"Open": func(ctx context.Context) error {
+			_, err := attest.Open(ctx, h, attest.NodeConfig{Endorsers: endorsers})
+			return err
+		},
+		"Evidence":            func(ctx context.Context) error { _, err := n.Evidence(ctx, s, ch); return err },
+		"Activate":            func(ctx context.Context) error { _, err := n.Activate(ctx, ac, key); return err },
+		"Certificate":         func(ctx context.Context) error { _, err := n.Certificate(ctx); return err },
+		"DeviceKey":           func(ctx context.Context) error { _, err := n.DeviceKey(ctx); return err },
+		"NextDeviceKey":       func(ctx context.Context) error { _, err := n.NextDeviceKey(ctx); return err },
+		"EndorsementKeys":     func(ctx context.Context) error { _, err := n.EndorsementKeys(ctx); return err },
+		"InitialCertificates": func(ctx context.Context) error { _, err := n.InitialCertificates(ctx); return err },
+		"StoreCertificate":    func(ctx context.Context) error { return n.StoreCertificate(ctx, e, c.roots()) },
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		done := make(chan error, 1)
+		go func() { done <- f(ctx) }()
+		select {
+		case err := <-done:
+			require.ErrorIs(t, err, context.DeadlineExceeded, name)
+		case <-time.After(time.Minute):
+			require.Fail(t, "it does not return", name)
+		}
+		cancel()
+	}
+	close(h.let)
+	require.NoError(t, tpm.Wrap(h).Do(t.Context(), func(d *tpm.Device) error {
+		after, err := tpm.LoadedHandles(d)
+		require.NoError(t, err)
+		assert.Equal(t, before.Count(), after.Count())
+		return nil
+	}))
+}
+
+// A collector that hangs ends with the context of who asked.
+func TestHangingCollector(t *testing.T) {
+	dev, endorsers := newTPM(t)
+	let := make(chan struct{})
+	defer close(let)
+	n := open(t, dev, attest.NodeConfig{Endorsers: endorsers, Collectors: []attest.Collector{
+		func(context.Context, []byte) (string, []byte, error) { <-let; return "text/plain", nil, nil },
+	}})
+	c := newCloud(t, endorsers)
+	key, _ := c.enroll(n)
+	s := session(t, n, key)
+	ch, err := c.verifier.Challenge(t.Context(), s)
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.Evidence(ctx, s, ch)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	case <-time.After(time.Minute):
+		require.Fail(t, "it does not return")
+	}
 }

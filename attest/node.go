@@ -188,7 +188,10 @@ func (n *Node) EndorsementKeys(ctx context.Context) ([]EndorsementKey, error) {
 		}
 		return nil
 	})
-	return list, err
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
 }
 
 func (e *EndorsementKey) ders() [][]byte {
@@ -301,14 +304,14 @@ func (n *Node) Activate(ctx context.Context, c *ActivationChallenge, key *Device
 	rsp := &ActivationResponse{Version: messageVersion, ID: c.ID, KeyPublic: tpm2.Marshal(key.pub)}
 	err = n.do(ctx, func(d *tpm.Device) error {
 		if err := n.withEK(d, func(ek *tpm.Key) error {
-			return n.withAK(d, func(ak *tpm.Key) error {
+			return n.withAK(d, func(ak *tpm.Key) (err error) {
 				rsp.Secret, err = n.activate(d, ek, ak, c)
 				return err
 			})
 		}); err != nil {
 			return err
 		}
-		return n.withAK(d, func(ak *tpm.Key) error {
+		return n.withAK(d, func(ak *tpm.Key) (err error) {
 			object := tpm2.AuthHandle{Handle: key.handle, Name: key.name, Auth: tpm2.PasswordAuth(nil)}
 			rsp.Certify, rsp.Signature, err = certify(d, object, ak, enrollBinding(purposeEnroll, n.device, c.Nonce, spki))
 			return err
@@ -371,9 +374,41 @@ func (n *Node) authorised(d *tpm.Device, ek *tpm.Key, f func(auth tpm2.Session) 
 }
 
 // do keeps the TPM for a sequence of commands and gives errors of the TPM their
-// class.
+// class. When ctx ends under a command that hangs, the sequence is left behind
+// and ends by itself: what f sets is the caller's only without an error.
 func (n *Node) do(ctx context.Context, f func(*tpm.Device) error) error {
-	return classified(n.dev.Do(ctx, f))
+	_, err := patient(ctx, "the TPM", func() (struct{}, error) { return struct{}{}, n.dev.Do(ctx, f) })
+	return classified(err)
+}
+
+// grace is how long what is under way has to end after its context did.
+const grace = 500 * time.Millisecond
+
+// patient calls f, and leaves it behind when it goes on after ctx ended.
+func patient[T any](ctx context.Context, who string, f func() (T, error)) (T, error) {
+	type result struct {
+		v   T
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		v, err := f()
+		done <- result{v, err}
+	}()
+	select {
+	case r := <-done:
+		return r.v, r.err
+	case <-ctx.Done():
+	}
+	late := time.NewTimer(grace)
+	defer late.Stop()
+	select {
+	case r := <-done:
+		return r.v, r.err
+	case <-late.C:
+		var none T
+		return none, fmt.Errorf("attest: %s did not answer in time: %w", who, ctx.Err())
+	}
 }
 
 // classified tells a TPM that locks out from one that fails.

@@ -157,7 +157,10 @@ func (n *Node) InitialCertificates(ctx context.Context) ([]*x509.Certificate, er
 		}
 		return nil
 	})
-	return list, err
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
 }
 
 // writeNV makes an index of ours anew with the content given; the owner may write, everybody may read.

@@ -35,7 +35,10 @@ func (n *Node) NextDeviceKey(ctx context.Context) (*DeviceKey, error) {
 		key, err = n.deviceKeyAt(d, at)
 		return err
 	})
-	return key, err
+	if err != nil {
+		return nil, err
+	}
+	return key, nil
 }
 
 func otherHandle(h tpm2.TPMHandle) tpm2.TPMHandle {
