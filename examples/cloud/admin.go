@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"time"
@@ -107,10 +108,19 @@ func (a *admin) createTenant(w http.ResponseWriter, r *http.Request, p tenantsto
 	return json.NewEncoder(w).Encode(info)
 }
 
+// deviceArg is the device that the path names.
+func deviceArg(r *http.Request) (registry.DeviceID, error) {
+	device, err := registry.ParseDeviceID(r.PathValue("id"))
+	if err != nil {
+		err = fmt.Errorf("%w: %w", tenantstore.ErrInvalid, err)
+	}
+	return device, err
+}
+
 // revoke shuts a node out: its certificate, its registry entry, its tunnel and
 // its data volume's share go at once.
 func (a *admin) revoke(w http.ResponseWriter, r *http.Request, _ tenantstore.Principal) error {
-	device, err := registry.ParseDeviceID(r.PathValue("id"))
+	device, err := deviceArg(r)
 	if err != nil {
 		return err
 	}
@@ -128,7 +138,7 @@ func (a *admin) revoke(w http.ResponseWriter, r *http.Request, _ tenantstore.Pri
 // release lets a node that was revoked, and found and repaired, enrol again:
 // with a new token, as if it were new.
 func (a *admin) release(w http.ResponseWriter, r *http.Request, _ tenantstore.Principal) error {
-	device, err := registry.ParseDeviceID(r.PathValue("id"))
+	device, err := deviceArg(r)
 	if err != nil {
 		return err
 	}
@@ -180,7 +190,7 @@ func (a *admin) checkpoint(w http.ResponseWriter, r *http.Request, _ tenantstore
 }
 
 func (a *admin) reattest(w http.ResponseWriter, r *http.Request, _ tenantstore.Principal) error {
-	device, err := registry.ParseDeviceID(r.PathValue("id"))
+	device, err := deviceArg(r)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -78,8 +79,11 @@ func (c *config) file(state string, name ...string) string {
 func loadConfig(state string) (*config, error) {
 	name := filepath.Join(state, "cloud.json")
 	data, err := wire.ReadCapped(name, maxConfig)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w (make the state directory with: cloud init -state DIR)", err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	var c config
 	if err := wire.Decode(data, maxConfig, &c); err != nil {

@@ -319,6 +319,10 @@ func joinState(o initOptions, from string, out io.Writer) (err error) {
 	if err := s.publish(o.state); err != nil {
 		return err
 	}
+	if cfg.Transit == nil {
+		fmt.Fprintf(out, "It keeps the tenants' keys with the first instance, in %s: on one machine, or over NFS 4, whose locks reach both.\n"+
+			"On a machine of its own, give both instances a transit secrets engine first: \"transit\" in cloud.json.\n", filepath.Join(from, "kek"))
+	}
 	fmt.Fprintf(out, "%s is ready: instance %s of the cloud in %s.\n"+
 		"Add to each node's bootstrap.json: \"more_gateways\": [%q], \"more_enroll_urls\": [%q]\n"+
 		"Next: cloud serve -state %s\n", o.state, o.instance, from, cfg.Gateway, "https://"+cfg.Enroll, o.state)

@@ -19,6 +19,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -129,8 +130,16 @@ func serve(ctx context.Context, state, loopbackPage, dsn string, check bool, std
 		return err
 	}
 	if check {
-		fmt.Fprintf(stdout, "%s: ok, domain %s\n", state, cfg.TrustDomain)
-		return c.store.Close(ctx)
+		refs, err := c.references.current(ctx)
+		switch {
+		case err != nil:
+		case len(refs) == 0:
+			fmt.Fprintf(stdout, "%s: no reference values are in force, so no node can attest yet: cloud boot signs some\n", state)
+			fallthrough
+		default:
+			fmt.Fprintf(stdout, "%s: ok, domain %s\n", state, cfg.TrustDomain)
+		}
+		return errors.Join(err, c.store.Close(ctx))
 	}
 	return c.run(ctx, loopbackPage)
 }

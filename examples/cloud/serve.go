@@ -95,14 +95,24 @@ func (c *cloud) openStore(ctx context.Context) error {
 		return err
 	}
 	cfg.Logger = c.log
-	if c.store, err = tenantstore.Open(ctx, cfg); err != nil {
+	c.store, err = tenantstore.Open(ctx, cfg)
+	if errors.Is(err, tenantstore.ErrBusy) {
+		return wire.Unavailable(err, "does another cloud serve this state directory? -check reads the store, too: stop the cloud first")
+	}
+	if err != nil {
 		return err
 	}
-	signed, err := os.ReadFile(c.file("assignments.json"))
+	name := c.file("assignments.json")
+	signed, err := wire.ReadCapped(name, maxAssignments)
 	if err == nil {
 		if err = c.store.Assign(ctx, signed); errors.Is(err, tenantstore.ErrRollback) {
 			err = nil // newer ones came over the operators' API
+		} else if err != nil {
+			err = fmt.Errorf("%s: %w", name, err)
 		}
+	}
+	if err != nil {
+		err = errors.Join(err, c.store.Close(context.WithoutCancel(ctx)))
 	}
 	return err
 }

@@ -32,7 +32,7 @@ func (n *node) identify(ctx context.Context) error {
 		},
 	}
 	if len(n.cfg.Modules) > 0 {
-		c.Collectors = append(c.Collectors, func(ctx context.Context, nonce []byte) (string, []byte, error) { return n.modules.Collect(ctx, nonce) })
+		c.Collectors = append(c.Collectors, n.collectModules)
 	}
 	if n.cfg.IMALog != "" {
 		c.Collectors = append(c.Collectors, attest.FileCollector(wire.TypeIMALog, n.cfg.IMALog, wire.MaxFrame/2))

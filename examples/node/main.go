@@ -12,6 +12,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ import (
 	"time"
 
 	"github.com/trusttree/trusttree/examples/wire"
+	"github.com/trusttree/trusttree/tlsconn"
 )
 
 func main() {
@@ -55,6 +57,9 @@ func command(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	if *check {
+		if err := checkFiles(cfg, boot); err != nil {
+			return err
+		}
 		fmt.Fprintf(stdout, "%s: ok, for the cloud at %s\n", *name, boot.EnrollURL)
 		return nil
 	}
@@ -80,6 +85,31 @@ type link struct {
 // statusFile is where the running node keeps its links for `node status`.
 func statusFile(cfg *config) string { return filepath.Join(cfg.State, "status.json") }
 
+// checkFiles reads what the configuration names, as far as it must be there
+// before the daemon runs.
+func checkFiles(cfg *config, boot *wire.Bootstrap) error {
+	var errs []error
+	text, err := wire.ReadCapped(cfg.Flows, maxConfig)
+	if err == nil {
+		if _, err = tlsconn.ParsePolicy(text); err != nil {
+			err = fmt.Errorf("flows: %s: %w", cfg.Flows, err)
+		}
+	}
+	errs = append(errs, err)
+	_, err = readPEM(cfg.TPMMakers)
+	errs = append(errs, err)
+	for _, m := range cfg.Modules {
+		_, err := readPEM(m.CA)
+		_, aerr := opener(m)
+		errs = append(errs, err, aerr)
+	}
+	if names, _ := filepath.Glob(filepath.Join(cfg.Policies, "*.json")); len(names) > 0 { // none yet: the volumes stay closed
+		_, err := (&node{cfg: cfg, boot: boot}).bootPolicies()
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 func showStatus(cfg *config, w io.Writer) error {
 	data, err := wire.ReadCapped(statusFile(cfg), maxConfig)
 	if err != nil {
@@ -97,5 +127,12 @@ func showStatus(cfg *config, w io.Writer) error {
 		}
 		fmt.Fprintf(tab, "%s\t%s\t%s\t%s\n", l.Name, mark, l.At.Format(time.DateTime), l.Detail)
 	}
-	return tab.Flush()
+	if err := tab.Flush(); err != nil {
+		return err
+	}
+	// Who gets the daemon's lock knows that there is no daemon.
+	if f, err := lockState(cfg.State, 0); err == nil {
+		return errors.Join(wire.Unavailable(errors.New("the daemon does not run: this is what it proved last"), ""), f.Close())
+	}
+	return nil
 }

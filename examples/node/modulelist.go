@@ -60,6 +60,14 @@ func (n *node) followModuleList(ctx context.Context) {
 	if len(n.cfg.Modules) == 0 {
 		return
 	}
+	for n.modules.Load() == nil { // until it opens there is no list to be newer
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.judged:
+		case <-time.After(time.Second):
+		}
+	}
 	for {
 		if err := n.fetchModuleList(ctx); err != nil && ctx.Err() == nil {
 			n.log.Warn("no newer list of revoked modules", "event", "modules.list-refused", "reason", err.Error(), "in_force", n.revoked.Sequence(), "issued", n.revoked.Issued())

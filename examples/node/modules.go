@@ -52,11 +52,23 @@ func (n *node) openModules() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	n.modules, err = moduleid.NewInventory(moduleid.InventoryConfig{
+	inventory, err := moduleid.NewInventory(moduleid.InventoryConfig{
 		Node: n.attest.Device().String(), Verifier: v, Bays: bays, PCRs: modulePCRs{n.tpm},
 		Log: log, SaveLog: func(log []byte) error { return writeFile(name, log) }, Logger: n.log,
 	})
+	if err == nil {
+		n.modules.Store(inventory)
+	}
 	return err
+}
+
+// collectModules lets the modules prove themselves for the cloud's nonce.
+func (n *node) collectModules(ctx context.Context, nonce []byte) (string, []byte, error) {
+	inventory := n.modules.Load()
+	if inventory == nil {
+		return "", nil, errors.New("the modules could not be asked: see the link modules")
+	}
+	return inventory.Collect(ctx, nonce)
 }
 
 // watchModules keeps the inventory in step with what is plugged in: every few
@@ -73,7 +85,10 @@ func (n *node) watchModules(ctx context.Context) {
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	before := n.modules.Snapshot()
+	var before moduleid.Snapshot
+	if inventory := n.modules.Load(); inventory != nil {
+		before = inventory.Snapshot()
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -81,11 +96,17 @@ func (n *node) watchModules(ctx context.Context) {
 		case <-tick.C:
 		case <-n.recheckModules: // by a new list
 		}
-		_, err := n.modules.AdmitAll(ctx)
+		if n.modules.Load() == nil {
+			if err := n.openModules(); err != nil {
+				_ = n.lost("modules", err)
+				continue
+			}
+		}
+		_, err := n.modules.Load().AdmitAll(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if after := n.modules.Snapshot(); !slices.Equal(before, after) {
+		if after := n.modules.Load().Snapshot(); !slices.Equal(before, after) {
 			before = after
 			n.showModules(after, err)
 			select {

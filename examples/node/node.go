@@ -32,7 +32,7 @@ type node struct {
 
 	tpm      *tpmDevice
 	attest   *attest.Node
-	modules  *moduleid.Inventory
+	modules  atomic.Pointer[moduleid.Inventory] // nil: not open yet
 	system   *fscrypt.Volume
 	data     *fscrypt.Volume
 	tunnel   *tlsconn.Client
@@ -67,7 +67,7 @@ func newNode(ctx context.Context, cfg *config, boot *wire.Bootstrap, log *slog.L
 	n := &node{cfg: cfg, boot: boot, log: log, changed: make(chan struct{}, 1), enrolAgain: make(chan struct{}, 1), shutOut: make(chan struct{}, 1),
 		judged: make(chan struct{}, 1), recheckModules: make(chan struct{}, 1), reboot: make(chan struct{}), up: make(chan struct{})}
 	var err error
-	if n.lock, err = lockState(cfg.State); err != nil {
+	if n.lock, err = lockState(cfg.State, time.Second); err != nil {
 		return nil, err
 	}
 	if n.tpm, err = openTPM(cfg.TPM); err != nil {
@@ -82,7 +82,7 @@ func (n *node) prove(name, detail string) { n.record(link{Name: name, OK: true, 
 
 // lost records that a link does not hold, and returns the error.
 func (n *node) lost(name string, err error) error {
-	n.record(link{Name: name, Detail: err.Error()})
+	n.record(link{Name: name, Detail: wire.OneLine(err.Error())})
 	return fmt.Errorf("%s: %w", name, err)
 }
 
@@ -111,14 +111,22 @@ func (n *node) record(l link) {
 func (n *node) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, n.close()) }()
 	if err := n.identify(ctx); err != nil {
-		return n.lost("tpm", err)
+		err = n.lost("tpm", err)
+		switch {
+		case errors.Is(err, attest.ErrUntrustedEK):
+			return wire.Refused(err, "tpm_makers must hold the certificates of this TPM's maker, the issuers below its root too")
+		case errors.Is(err, attest.ErrPin):
+			return wire.Refused(err, "this disk belongs to another TPM; a node whose TPM was replaced needs a new state directory and a new token")
+		}
+		return err
 	}
 	if len(n.cfg.Modules) > 0 {
-		if err := n.openModules(); err != nil {
-			return n.lost("modules", err)
+		if err := n.openModules(); err != nil { // tried again
+			_ = n.lost("modules", err)
+		} else {
+			inventory, err := n.modules.Load().AdmitAll(ctx)
+			n.showModules(inventory, err)
 		}
-		inventory, err := n.modules.AdmitAll(ctx)
-		n.showModules(inventory, err)
 	}
 	if err := n.openKeep(); err != nil {
 		_ = n.lost("keep", err)
@@ -154,8 +162,8 @@ func (n *node) serve(ctx context.Context) error {
 	if !n.retry(ctx, "identity", n.enroll) {
 		return nil
 	}
-	if err := n.startTunnel(ctx); err != nil {
-		return n.lost("tunnel", err)
+	if !n.retry(ctx, "tunnel", n.startTunnel) { // such as a flows file that can't be read
+		return nil
 	}
 	parts := []func(context.Context){n.renew, n.keepData, n.followUpdates, n.tellChanges, n.followModuleList}
 	for _, s := range n.cfg.Streams {
@@ -222,17 +230,24 @@ func (n *node) close() error {
 	return errors.Join(append(errs, n.tpm.Close(), n.lock.Close())...)
 }
 
-// lockState makes sure that no other daemon uses the state directory.
-func lockState(dir string) (*os.File, error) {
+// lockState makes sure that no other daemon uses the state directory. It tries
+// for as long as wait: a command that shows the status holds the lock for a
+// moment.
+func lockState(dir string, wait time.Duration) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, wire.Unavailable(fmt.Errorf("%s: %w", dir, err), "another node daemon uses this state directory")
+	for end := time.Now().Add(wait); ; time.Sleep(50 * time.Millisecond) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !time.Now().Before(end) {
+			_ = f.Close()
+			return nil, wire.Unavailable(fmt.Errorf("%s: %w", dir, err), "another node daemon uses this state directory")
+		}
 	}
-	return f, nil
 }
 
 // writeFile replaces a small file durably: temporary file, fsync, rename, fsync

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -112,6 +113,50 @@ func TestCommandExitCodes(t *testing.T) {
 	}
 }
 
+// TestCheckReadsWhatIsNamed: what would stop a link of the running node is said
+// before, file by file.
+func TestCheckReadsWhatIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		name = filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(name, []byte(text), 0o600))
+		return name
+	}
+	cfg := &config{Flows: file("flows.json", `{"version":1,"serial":1,"rule":[]}`), TPMMakers: file("makers.pem", "no PEM"), Policies: dir,
+		Modules: []module{{Bay: "b", CA: filepath.Join(dir, "absent.pem"), Chip: "atecc", Address: "/dev/i2c-1:0x600"}}}
+	err := checkFiles(cfg, &wire.Bootstrap{})
+	for _, says := range []string{"flows.json", "makers.pem", "absent.pem", "0x600", "policy_key"} {
+		assert.ErrorContains(t, err, says)
+	}
+}
+
+// TestUnfinishedVolume: a cut, or a full disk, while a volume was made does not
+// strand the node.
+func TestUnfinishedVolume(t *testing.T) {
+	n := &node{log: slog.New(slog.DiscardHandler)}
+	dir := filepath.Join(t.TempDir(), "system")
+	made := func() bool {
+		ok, _, err := n.volumeMade(dir)
+		require.NoError(t, err)
+		return ok
+	}
+	assert.False(t, made(), "no directory")
+	require.NoError(t, os.MkdirAll(dir, 0o700))
+	assert.False(t, made(), "an empty one")
+	require.NoError(t, os.Mkdir(filepath.Join(dir, ".fscrypt"), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, ".fscrypt", "header.a.tmp"), nil, 0o600))
+	assert.False(t, made(), "without a header")
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Empty(t, entries, "room for a new one")
+	aside, err := filepath.Glob(dir + ".unfinished-*/header.a.tmp")
+	require.NoError(t, err)
+	assert.Len(t, aside, 1)
+	require.NoError(t, os.Mkdir(filepath.Join(dir, ".fscrypt"), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, ".fscrypt", "header.b"), nil, 0o600))
+	assert.True(t, made(), "one of the two headers is enough")
+}
+
 func TestStatusShowsEachLink(t *testing.T) {
 	cfg := goodConfig(t)
 	require.NoError(t, os.MkdirAll(cfg["state"].(string), 0o700))
@@ -119,7 +164,17 @@ func TestStatusShowsEachLink(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, writeFile(filepath.Join(cfg["state"].(string), "status.json"), data))
 	var out bytes.Buffer
-	require.NoError(t, command(t.Context(), []string{"status", "-config", writeConfig(t, cfg)}, &out))
+	show := func() error {
+		out.Reset()
+		return command(t.Context(), []string{"status", "-config", writeConfig(t, cfg)}, &out)
+	}
+	err = show()
+	require.ErrorContains(t, err, "the daemon does not run", "what a dead daemon proved is no news")
+	assert.Equal(t, wire.ExitUnavailable, wire.Report(&bytes.Buffer{}, "node", err))
+	daemon, err := lockState(cfg["state"].(string), 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = daemon.Close() })
+	require.NoError(t, show())
 	assert.Contains(t, out.String(), "tpm      ok")
 	assert.Contains(t, out.String(), "modules  FAILED")
 }

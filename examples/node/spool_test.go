@@ -359,13 +359,13 @@ func TestRecordsOfAModuleNeedTheModule(t *testing.T) {
 
 func TestOneDaemonForAStateDirectory(t *testing.T) {
 	dir := t.TempDir()
-	first, err := lockState(dir)
+	first, err := lockState(dir, 0)
 	require.NoError(t, err)
-	_, err = lockState(dir)
+	_, err = lockState(dir, 0)
 	require.ErrorContains(t, err, dir)
 	assert.Equal(t, wire.ExitUnavailable, wire.Report(io.Discard, "node", err))
 	require.NoError(t, first.Close())
-	second, err := lockState(dir)
+	second, err := lockState(dir, 0)
 	require.NoError(t, err)
 	require.NoError(t, second.Close())
 }

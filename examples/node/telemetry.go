@@ -52,7 +52,11 @@ func (n *node) allowed(c stream) error {
 	if c.Bay == "" {
 		return nil
 	}
-	bay := n.modules.Bay(c.Bay)
+	inventory := n.modules.Load()
+	if inventory == nil {
+		return fmt.Errorf("%w: connector %s", errModule, c.Bay)
+	}
+	bay := inventory.Bay(c.Bay)
 	if bay == nil || !bay.Entry().Admitted() {
 		return fmt.Errorf("%w: connector %s", errModule, c.Bay)
 	}

@@ -60,11 +60,17 @@ func (n *node) bootPolicies() ([]fscrypt.BootPolicy, error) {
 	return out, nil
 }
 
-// openVolume opens a volume, or makes it where the directory is new.
-func (n *node) openVolume(ctx context.Context, label string, guard fscrypt.Protector) (*fscrypt.Volume, error) {
+// openVolume opens a volume, or makes it where the directory is new. guard
+// protects it; tpm is the part of it that is the TPM's.
+func (n *node) openVolume(ctx context.Context, label string, tpm *fscrypt.TPM, guard fscrypt.Protector) (*fscrypt.Volume, error) {
 	place := n.cfg.volume(label)
 	cfg := fscrypt.Config{Label: label, Logger: n.log, Kernel: place.Mode == modeKernel}
-	if _, err := os.Stat(place.Path); !errors.Is(err, fs.ErrNotExist) {
+	made, cut, err := n.volumeMade(place.Path)
+	if err != nil {
+		return nil, err
+	}
+	tpm.UnsafeReplaceNV = cut // the counter of what was cut off
+	if made {
 		v, err := fscrypt.Open(ctx, place.Path, cfg, guard)
 		if err == nil && (v.Path() != "") != cfg.Kernel {
 			err = errors.Join(fmt.Errorf("%s was not made in mode %s, as the configuration says", place.Path, place.Mode), v.Lock(ctx))
@@ -81,6 +87,27 @@ func (n *node) openVolume(ctx context.Context, label string, guard fscrypt.Prote
 	return fscrypt.Create(ctx, place.Path, cfg, guard, &fscrypt.Recovery{Recipients: []age.Recipient{recipient}})
 }
 
+// volumeMade says whether a volume was made in a directory. What a cut left of
+// making one, without a header, opens by no key: it is set aside.
+func (n *node) volumeMade(dir string) (made, cut bool, err error) {
+	meta := filepath.Join(dir, ".fscrypt")
+	entries, err := os.ReadDir(meta)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, false, nil
+	}
+	if err != nil {
+		return false, false, err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "header.") && !strings.HasSuffix(e.Name(), ".tmp") {
+			return true, false, nil
+		}
+	}
+	aside := fmt.Sprintf("%s.unfinished-%d", dir, time.Now().UnixNano())
+	n.log.Warn("a volume without a header is set aside, and made anew", "event", "volume.unfinished", "directory", dir, "aside", aside)
+	return false, true, os.Rename(meta, aside)
+}
+
 // openSystem opens the volume that needs the TPM in the right boot state and
 // nothing else.
 func (n *node) openSystem(ctx context.Context) error {
@@ -88,7 +115,8 @@ func (n *node) openSystem(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.system, err = n.openVolume(ctx, "system", &fscrypt.TPM{Device: n.tpm, Policies: policies, Counter: systemCounter, Keep: n.keep})
+	tpm := &fscrypt.TPM{Device: n.tpm, Policies: policies, Counter: systemCounter, Keep: n.keep}
+	n.system, err = n.openVolume(ctx, "system", tpm, tpm)
 	if err != nil {
 		return err
 	}
@@ -145,11 +173,9 @@ func (n *node) openData(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	guard := fscrypt.All(
-		&fscrypt.TPM{Device: n.tpm, Policies: policies, Counter: dataCounter, After: [][]byte{n.system.Latch()}, Keep: n.keep},
-		&fscrypt.Remote{Service: n.boot.GatewayID, Exchange: n.exchangeShare},
-	)
-	v, err := n.openVolume(ctx, "data", guard)
+	tpm := &fscrypt.TPM{Device: n.tpm, Policies: policies, Counter: dataCounter, After: [][]byte{n.system.Latch()}, Keep: n.keep}
+	guard := fscrypt.All(tpm, &fscrypt.Remote{Service: n.boot.GatewayID, Exchange: n.exchangeShare})
+	v, err := n.openVolume(ctx, "data", tpm, guard)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
+	"strings"
 )
 
 // Exit codes of all commands.
@@ -61,13 +63,25 @@ func Refused(err error, hint string) error { return &CodeError{ExitRefused, hint
 // Unavailable is an error that may be gone later.
 func Unavailable(err error, hint string) error { return &CodeError{ExitUnavailable, hint, err} }
 
+// OneLine makes one line of the text of errors that were joined, each of them
+// once.
+func OneLine(text string) string {
+	var out []string
+	for line := range strings.SplitSeq(text, "\n") {
+		if line = strings.TrimSpace(line); line != "" && !slices.Contains(out, line) {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
 // Report prints an error for the person who called the command and returns
 // the exit code.
 func Report(w io.Writer, command string, err error) int {
 	if err == nil || errors.Is(err, ErrHelp) {
 		return ExitDone
 	}
-	fmt.Fprintf(w, "%s: %v\n", command, err)
+	fmt.Fprintf(w, "%s: %s\n", command, OneLine(err.Error()))
 	var coded *CodeError
 	if errors.As(err, &coded) {
 		if coded.Hint != "" {

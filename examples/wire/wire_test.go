@@ -61,6 +61,10 @@ func FuzzParseBootstrap(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) { _, _ = wire.ParseBootstrap(b) })
 }
 
+func TestOneLine(t *testing.T) {
+	assert.Equal(t, "a: b; c", wire.OneLine("a: b\na: b\n  c\n"))
+}
+
 func TestReportCodes(t *testing.T) {
 	base := errors.New("boom")
 	for want, err := range map[int]error{
