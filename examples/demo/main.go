@@ -70,7 +70,10 @@ func run(ctx context.Context, keep bool) (err error) {
 	if !keep {
 		return nil
 	}
-	fmt.Printf("\nOperator page: http://%s/\nThe node is %s; logs, keys and state are in %s.\nCtrl-C ends it.\n", d.cloud().Page, d.node.Device, d.dir)
+	page := d.cloud().Page
+	fmt.Printf("\nOperator page: http://%s/\n"+
+		"  Open it in a browser on this machine. From another one, first: ssh -L %s:%s THIS-MACHINE\n"+
+		"The node is %s; logs, keys and state are in %s.\nCtrl-C ends it.\n", page, page, page, d.node.Device, d.dir)
 	<-ctx.Done()
 	return nil
 }
