@@ -86,6 +86,7 @@ func (n *node) watchModules(ctx context.Context) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var before moduleid.Snapshot
+	why := "" // of the last refusals, as shown
 	if inventory := n.modules.Load(); inventory != nil {
 		before = inventory.Snapshot()
 	}
@@ -106,15 +107,28 @@ func (n *node) watchModules(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if after := n.modules.Load().Snapshot(); !slices.Equal(before, after) {
-			before = after
+		after := n.modules.Load().Snapshot()
+		if changed := !slices.Equal(before, after); changed || errText(err) != why {
+			// A proof that the cloud asked for may have overtaken this one; the
+			// next says why.
 			n.showModules(after, err)
+			before, why = after, errText(err)
+			if !changed {
+				continue
+			}
 			select {
 			case n.changed <- struct{}{}:
 			default:
 			}
 		}
 	}
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // showModules records what is in the connectors.
