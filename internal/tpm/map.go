@@ -32,7 +32,9 @@ const (
 	NVVolumeSystem     tpm2.TPMHandle = 0x01800110 // counter: generation of the system volume
 	NVVolumeData       tpm2.TPMHandle = 0x01800111 // counter: generation of the data volume
 	NVVolumeFirst      tpm2.TPMHandle = 0x01800112 // counters of further volumes
-	NVVolumeLast       tpm2.TPMHandle = 0x0180011F
+	NVVolumeLast       tpm2.TPMHandle = 0x01800117
+	NVRevocationFirst  tpm2.TPMHandle = 0x01800118 // counters that revoke copies of slots
+	NVRevocationLast   tpm2.TPMHandle = 0x0180011F
 	NVPolicyFloor      tpm2.TPMHandle = 0x01800120 // fleet-wide policy floor, written by authority-signed policy only
 	NVVolumeShareFirst tpm2.TPMHandle = 0x01800130 // key shares that destroying a volume undefines
 	NVVolumeShareLast  tpm2.TPMHandle = 0x0180013F
@@ -81,6 +83,7 @@ func Map() []Use {
 		one(NVVolumeSystem, "fscrypt", "generation of the system volume"),
 		one(NVVolumeData, "fscrypt", "generation of the data volume"),
 		{NVVolumeFirst, NVVolumeLast, "fscrypt", "generations of further volumes"},
+		{NVRevocationFirst, NVRevocationLast, "fscrypt", "revocation counters of slots"},
 		one(NVPolicyFloor, "fscrypt", "fleet-wide policy floor"),
 		{NVVolumeShareFirst, NVVolumeShareLast, "fscrypt", "key shares"},
 		{NVLDevIDCert, NVLDevIDCertOther, "attest", "owner certificate of the TLS key, old and new"},
