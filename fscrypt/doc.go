@@ -21,7 +21,24 @@
 // encrypted log of names and versions) and the objects. Each object is an age
 // v1 file whose only stanza is bound to the volume and to the object's random
 // id; nothing is ever written in place. A write is acknowledged when it is
-// durable; a power cut at any step leaves the old content or the new one.
+// durable; a power cut at any step leaves the old content or the new one,
+// whichever of the sectors not yet flushed, of 512 bytes or more, reached the
+// disk. On a full disk writes fail with syscall.ENOSPC and change nothing, and
+// files can be removed.
+//
+// # In the TPM
+//
+// The caller chooses every NV index. Those that this module's examples use, and
+// that its other packages keep clear of:
+//
+//	0x01800110              counter of the generation, system volume
+//	0x01800111              counter of the generation, data volume
+//	0x01800112–0x01800117   the same, further volumes (TPM.Counter)
+//	0x01800118–0x0180011F   counters that revoke copies of slots (TPM.Revocation)
+//	0x01800130–0x0180013F   halves of secrets, two for each slot (TPM.Share)
+//
+// The fleet's policy floor, 0x01800120, belongs to the boot policy. PCR 15 is
+// the latch.
 //
 // # What it defends against
 //
