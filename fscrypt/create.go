@@ -89,6 +89,7 @@ func createOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors
 	if v.header.Slots, err = makeSlots(ctx, v.header, vk, n, protectors); err != nil {
 		return nil, err
 	}
+	v.slot = createdBy(protectors).Type()
 	if v.counter != nil {
 		if err := v.defineCounter(ctx); err != nil {
 			return nil, err
@@ -160,4 +161,26 @@ func makeSlots(ctx context.Context, h *header, vk *Secret, n *notes, protectors 
 		slots = append(slots, s)
 	}
 	return slots, nil
+}
+
+// createdBy is the protector that counts as the one that opened a new volume:
+// the one whose lease it has, otherwise the first.
+func createdBy(protectors []Protector) Protector {
+	for _, p := range slices.Backward(protectors) {
+		if leases(p) {
+			return p
+		}
+	}
+	return protectors[0]
+}
+
+// leases reports whether a protector's secret is released for a lease.
+func leases(p Protector) bool {
+	switch p := p.(type) {
+	case *Remote:
+		return true
+	case all:
+		return slices.ContainsFunc(p.parts, leases)
+	}
+	return false
 }

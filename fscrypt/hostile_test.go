@@ -360,3 +360,18 @@ func TestDamagedHeaderUnderATPM(t *testing.T) {
 		lock(t, v)
 	}
 }
+
+// TestLeaseFollowsTheSlotOfANewVolume: the share that a volume was created
+// with goes when the slot is made anew, and the lease goes over to the new one.
+func TestLeaseFollowsTheSlotOfANewVolume(t *testing.T) {
+	c := newCloud(t)
+	p := fscrypt.All(pass, c.remote("node"))
+	v, err := fscrypt.Create(t.Context(), t.TempDir(), loose, pass, p)
+	require.NoError(t, err)
+	assert.Equal(t, p.Type(), v.Status().Slot)
+	require.NoError(t, v.Reseal(t.Context(), p))
+	_, err = v.RenewLease(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, v.WriteFile("f", nil))
+	lock(t, v)
+}
