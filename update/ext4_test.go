@@ -38,7 +38,8 @@ func writeRandom(t *testing.T, file, name string, n int64) {
 // 925 MiB with a program of 16 MB take at most 20 MiB.
 func TestDeltaOfAnExt4Image(t *testing.T) {
 	testenv.Root(t)
-	mkfs := testenv.Tool(t, "mkfs.ext4", "e2fsprogs")
+	mkfs, cp, cmp := testenv.Tool(t, "mkfs.ext4", "e2fsprogs"), testenv.Tool(t, "cp", "coreutils"), testenv.Tool(t, "cmp", "diffutils")
+	mount, umount := testenv.Tool(t, "mount", "mount"), testenv.Tool(t, "umount", "mount")
 	size, program := int64(testenv.N(48, 925))<<20, int64(testenv.N(1, 16))*1e6
 	most := int64(testenv.N(2, 20)) << 20
 	tmp := t.TempDir()
@@ -64,14 +65,14 @@ func TestDeltaOfAnExt4Image(t *testing.T) {
 	require.NoError(t, os.Truncate(oldImage, size))
 	command(mkfs, "-q", "-F", "-m", "0", "-b", "4096", "-d", tree, oldImage)
 	require.NoError(t, os.RemoveAll(tree))
-	command("cp", "--sparse=always", oldImage, newImage)
-	if out, err := exec.Command("mount", "-o", "loop", newImage, mnt).CombinedOutput(); err != nil {
+	command(cp, "--sparse=always", oldImage, newImage)
+	if out, err := exec.Command(mount, "-o", "loop", newImage, mnt).CombinedOutput(); err != nil {
 		testenv.Missing(t, "a loop-mounted ext4: "+string(out))
 	}
 	mounted := true
 	t.Cleanup(func() {
 		if mounted {
-			_ = exec.Command("umount", mnt).Run() // the test has failed already
+			_ = exec.Command(umount, mnt).Run() // the test has failed already
 		}
 	})
 	writeRandom(t, filepath.Join(mnt, "usr/bin/app.new"), "app 2", program)
@@ -79,7 +80,7 @@ func TestDeltaOfAnExt4Image(t *testing.T) {
 	for i := range 20 {
 		writeRandom(t, filepath.Join(mnt, fmt.Sprintf("etc/%d.conf", i)), fmt.Sprintf("new conf %d", i), 900)
 	}
-	command("umount", mnt)
+	command(umount, mnt)
 	mounted = false
 
 	p := newPublisher(t)
@@ -100,5 +101,5 @@ func TestDeltaOfAnExt4Image(t *testing.T) {
 	require.NoError(t, d.install())
 	t.Logf("%.1f MiB on the wire of %d MiB (bar at 925 MiB: 20 MiB)", float64(spy.bytes)/(1<<20), size>>20)
 	assert.LessOrEqual(t, spy.bytes, most)
-	require.NoError(t, exec.Command("cmp", newImage, filepath.Join(slots, "b", "rootfs")).Run())
+	require.NoError(t, exec.Command(cmp, newImage, filepath.Join(slots, "b", "rootfs")).Run())
 }
