@@ -174,7 +174,9 @@ func (b *Board) Power(ctx context.Context) (*exec.Cmd, error) {
 	}
 	_ = os.Remove(b.Console())
 	args := append(b.hardware(), "-chardev", "file,id=log,path=/dev/fd/2,append=on", "-serial", "chardev:log", "-netdev", "user,id=net0")
-	args = append(args, b.drive("boot", "disk.img", "")...)
+	// With a boot index, firmware starts this disk and leaves the other devices
+	// alone; it keeps those entries of BootOrder that are on it.
+	args = append(args, b.drive("boot", "disk.img", ",bootindex=1")...)
 	args = append(args, b.drive("state", "state.img", "")...)
 	return exec.CommandContext(ctx, "qemu-system-x86_64", args...), nil
 }
