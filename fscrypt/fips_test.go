@@ -53,4 +53,14 @@ func TestFIPSRefusesVolumes(t *testing.T) {
 	copyTree(t, golden, dir)
 	_, err := fscrypt.Open(t.Context(), dir, fscrypt.Config{Label: "golden"}, &fscrypt.Passphrase{Passphrase: "golden", WorkFactor: 10})
 	assert.Error(t, err)
+	dir = filepath.Join(t.TempDir(), "v")
+	p := &fscrypt.TPM{Device: dev, Policies: []fscrypt.BootPolicy{imagePCRs("image-1")}}
+	fips140.WithoutEnforcement(func() {
+		v, err := fscrypt.Create(t.Context(), dir, fscrypt.Config{Label: "data", UnsafeNoFreshness: true}, p)
+		require.NoError(t, err)
+		lock(t, v)
+	})
+	reboot(t, dev, "image-1")
+	_, err = fscrypt.Open(t.Context(), dir, fscrypt.Config{Label: "data"}, p)
+	assert.ErrorContains(t, err, says)
 }

@@ -1,12 +1,14 @@
 // Package xaes is XAES-256-GCM (C2SP, c2sp.org/XAES-256-GCM): AES-256-GCM with
 // a 192-bit nonce, so that random nonces never run out. Each message is sealed
 // by AES-256-GCM under a key that CMAC (NIST SP 800-108r1) derives from the
-// first half of the nonce.
+// first half of the nonce. In FIPS 140-only mode Seal overwrites the second half
+// of the nonce that it is given, so callers store the nonce after sealing.
 package xaes
 
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/fips140"
 	"errors"
 )
 
@@ -79,7 +81,29 @@ func (x *xaes) derive(nonce []byte) (cipher.AEAD, error) {
 	if err != nil {
 		return nil, err
 	}
+	if fips140.Enforced() {
+		a, err := cipher.NewGCMWithRandomNonce(c)
+		return drawn{a}, err
+	}
 	return cipher.NewGCM(c)
+}
+
+// drawn is AES-256-GCM in FIPS 140-only mode, in which Go's module draws the
+// nonces of what it seals: Seal overwrites the nonce that it is given. The form
+// is the same, 2^32 messages a derived key are the same limit.
+type drawn struct{ a cipher.AEAD }
+
+func (drawn) NonceSize() int { return HalfSize }
+func (drawn) Overhead() int  { return Overhead }
+
+func (d drawn) Seal(dst, nonce, plaintext, additionalData []byte) []byte {
+	sealed := d.a.Seal(nil, nil, plaintext, additionalData)
+	copy(nonce, sealed[:HalfSize])
+	return append(dst, sealed[HalfSize:]...)
+}
+
+func (d drawn) Open(dst, nonce, ciphertext, additionalData []byte) ([]byte, error) {
+	return d.a.Open(dst, nil, append(append(make([]byte, 0, len(nonce)+len(ciphertext)), nonce...), ciphertext...), additionalData)
 }
 
 func (x *xaes) Seal(dst, nonce, plaintext, additionalData []byte) []byte {
