@@ -61,7 +61,7 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 			break
 		}
 		err = errors.Join(err, e)
-		if i == len(headers)-1 || n.guessed || final(e) {
+		if i == len(headers)-1 || n.guessed || final(e, headers[i+1].Generation < h.Generation) {
 			return nil, err
 		}
 	}
@@ -86,10 +86,13 @@ func openOn(ctx context.Context, dir string, d disk.FS, cfg Config, protectors [
 	return v, nil
 }
 
-// final reports an error that the other copy of the header would only repeat.
-// Any other may come from damage to this one.
-func final(err error) bool {
-	return errors.Is(err, ErrLockout) || errors.Is(err, ErrUnavailable)
+// final reports an error that the other copy of the header would only repeat, or
+// must not outvote: who may open a volume is for the newest copy to say, and a cut
+// may have left an older one that still lets in who was removed. Any other error
+// may come from damage to this copy.
+func final(err error, otherIsOlder bool) bool {
+	no := errors.Is(err, ErrAuth) || errors.Is(err, ErrRefused) || errors.Is(err, ErrTPMChanged)
+	return errors.Is(err, ErrLockout) || errors.Is(err, ErrUnavailable) || no && otherIsOlder
 }
 
 // unlock finds a slot that one of the protectors opens, and authenticates the
