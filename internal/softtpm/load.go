@@ -56,11 +56,11 @@ func loadExternal(t *TPM, c *call) rc {
 	if e := c.end(); e != 0 {
 		return e
 	}
-	if !t.hierarchyOn(hier) {
-		return rcHierarchy.param(3)
-	}
 	if !t.room() {
 		return rcObjectMemory
+	}
+	if !t.hierarchyOn(hier) {
+		return rcHierarchy.param(3)
 	}
 	if sens != nil {
 		if hier != rhNull {

@@ -160,6 +160,16 @@ func (d *decoder) nested(f func(*decoder)) {
 	d.bad = d.bad || in.bad || len(in.b) > 0
 }
 
+// modulusSize returns how many bytes the modulus at the end of b has.
+func modulusSize(b []byte) int {
+	for _, n := range []int{512, 384, 256} {
+		if at := len(b) - n - 2; at >= 0 && int(binary.BigEndian.Uint16(b[at:])) == n {
+			return n
+		}
+	}
+	return 128
+}
+
 // public shows a public area with the key masked.
 func (d *decoder) public() {
 	d.nested(func(d *decoder) {
@@ -172,7 +182,7 @@ func (d *decoder) public() {
 			d.b = tail
 			d.say("x[%d] y[%d]", len(d.b2()), len(d.b2()))
 		case 0x01:
-			d.say("%x", d.take(len(d.b)-2-256))
+			d.say("%x", d.take(len(d.b)-2-modulusSize(d.b)))
 			d.say("n[%d]", len(d.b2()))
 		default:
 			params := len(d.b) - 2 - hashID(tpm2.TPMAlgID(nameAlg)).Size()
