@@ -11,7 +11,8 @@ ended_in_time() {
 
 # fuzz SECONDS DIR...: runs every fuzz target below the directories, each for
 # that long, with one instrumented build for each package. FUZZ_AT_ONCE=2 runs
-# two targets of a package side by side with one worker each.
+# two targets of a package side by side with one worker each. FUZZ_CORPUS names a
+# directory in which what was found stays for the next run.
 fuzz() {
 	local seconds=$1 bin targets dir target failed=0 at_once=${FUZZ_AT_ONCE:-1} pids
 	shift
@@ -35,9 +36,9 @@ fuzz() {
 }
 
 fuzz_target() { # fuzz_target SECONDS BIN DIR TARGET WORKERS
-	local out="$2/out.$4"
+	local out="$2/out.$4" corpus="${FUZZ_CORPUS:-$2/cache}/${3#"$PWD"/}"
 	(cd "$3" && "$2/fuzz.test" -test.run='^$' -test.fuzz="^$4\$" -test.fuzztime="$1s" \
-		-test.fuzzminimizetime=20x -test.fuzzcachedir="$2/cache" -test.parallel="$5" >"$out" 2>&1) ||
+		-test.fuzzminimizetime=20x -test.fuzzcachedir="$corpus" -test.parallel="$5" >"$out" 2>&1) ||
 		ended_in_time "$out" ||
 		{ cat "$out"; echo "fuzz target $4 in $3 failed"; return 1; }
 	printf '%s %s: %s\n' "${3#"$PWD"/}" "$4" "$(grep -E '^fuzz: elapsed' "$out" | tail -n 1)"
