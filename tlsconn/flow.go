@@ -62,20 +62,18 @@ func newFlowID() string {
 // It is entered before the policy is asked, so that no change is missed.
 func (f *flow) admit() error {
 	t := f.t
-	if err := t.admits(f.opener); err != nil {
+	t.mu.Lock()
+	err := t.admitsLocked(f.opener)
+	if err == nil && (t.flows[f.id] != nil || t.pending[f.id] != nil) {
+		err = fmt.Errorf("%w: flow %s exists", ErrProtocol, f.id)
+	}
+	if err == nil {
+		t.flows[f.id] = f
+	}
+	t.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	t.mu.Lock()
-	switch {
-	case t.err != nil:
-		t.mu.Unlock()
-		return t.err
-	case t.flows[f.id] != nil || t.pending[f.id] != nil:
-		t.mu.Unlock()
-		return fmt.Errorf("%w: flow %s exists", ErrProtocol, f.id)
-	}
-	t.flows[f.id] = f
-	t.mu.Unlock()
 	if err := f.decide(func(*Flow) {}); err != nil {
 		f.forget()
 		return err

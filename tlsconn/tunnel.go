@@ -132,6 +132,10 @@ func (t *tunnel) Peer() Peer {
 func (t *tunnel) admits(opener bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.admitsLocked(opener)
+}
+
+func (t *tunnel) admitsLocked(opener bool) error {
 	switch {
 	case t.err != nil:
 		return t.err
@@ -186,7 +190,7 @@ func (t *tunnel) cutFrom(side Side, code Code, reason string, cause error) {
 		t.mu.Unlock()
 		return
 	}
-	if t.refused != nil && (side != t.e.side || code == CodeReset) { // the node left first; the cause is ours
+	if t.refused != nil && (side != t.e.side || code == CodeReset || code == CodeNotAttested) { // whoever comes first, the cause is the refusal
 		side, code, reason, cause = t.e.side, t.refused.Code, t.refused.Reason, t.refused.Err
 	}
 	t.err = &RefusedError{Code: code, Side: side, Peer: t.peer.ID, Reason: reason, Err: cause}
