@@ -168,15 +168,8 @@ func (k *Key) CertifyInitial(ctx context.Context, other *Key, qualifying []byte)
 				return err
 			}
 			defer func() { err = errors.Join(err, done()) }()
-			r, err := tpm2.Certify{
-				ObjectHandle: object.Auth(sess), SignHandle: key.Auth(nil), QualifyingData: tpm2.TPM2BData{Buffer: qualifying},
-				InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
-			}.Execute(d)
-			if err != nil {
-				return err
-			}
-			tpmtPublic, tpmsAttest, tpmtSignature = tpm2.Marshal(object.Public), r.CertifyInfo.Bytes(), tpm2.Marshal(r.Signature)
-			return nil
+			tpmtPublic, tpmsAttest, tpmtSignature, err = certify(d, key, object, sess, qualifying)
+			return err
 		})
 	})
 	return tpmtPublic, tpmsAttest, tpmtSignature, err
@@ -191,15 +184,21 @@ func (k *Key) Certify(ctx context.Context, at tpm2.TPMHandle, qualifying []byte)
 		if err != nil {
 			return err
 		}
-		r, err := tpm2.Certify{
-			ObjectHandle: object.Auth(nil), SignHandle: key.Auth(nil), QualifyingData: tpm2.TPM2BData{Buffer: qualifying},
-			InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
-		}.Execute(d)
-		if err != nil {
-			return err
-		}
-		tpmtPublic, tpmsAttest, tpmtSignature = tpm2.Marshal(object.Public), r.CertifyInfo.Bytes(), tpm2.Marshal(r.Signature)
-		return nil
+		tpmtPublic, tpmsAttest, tpmtSignature, err = certify(d, key, object, nil, qualifying)
+		return err
 	})
 	return tpmtPublic, tpmsAttest, tpmtSignature, err
+}
+
+// certify has key certify object, which auth authorises; nil is its empty auth
+// value.
+func certify(d *tpm.Device, key, object *tpm.Key, auth tpm2.Session, qualifying []byte) (tpmtPublic, tpmsAttest, tpmtSignature []byte, err error) {
+	r, err := tpm2.Certify{
+		ObjectHandle: object.Auth(auth), SignHandle: key.Auth(nil), QualifyingData: tpm2.TPM2BData{Buffer: qualifying},
+		InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
+	}.Execute(d)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return tpm2.Marshal(object.Public), r.CertifyInfo.Bytes(), tpm2.Marshal(r.Signature), nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
@@ -132,18 +133,27 @@ func (n *node) preflight(_ context.Context, opaque map[string][]byte) error {
 	if !ok {
 		return fmt.Errorf("the release has no part %q: the volumes would not open after it", wire.PartPolicy)
 	}
+	if _, _, err := n.releasePCRs(signed); err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(n.cfg.Policies, policyName(signed)), signed)
+}
+
+// releasePCRs returns the PCRs of a release's policy, which the owner must have
+// signed.
+func (n *node) releasePCRs(signed []byte) (bank crypto.Hash, values map[int][]byte, err error) {
 	key, err := x509.ParsePKIXPublicKey(n.boot.PolicyKey)
 	if err != nil {
-		return err
+		return 0, nil, err
 	}
 	p, err := bootpolicy.Signed(key, signed)
 	if err != nil {
-		return err
+		return 0, nil, err
 	}
-	if _, values := p.PCRs(); len(values) == 0 {
-		return errors.New("the release's PCR policy is not signed by the owner's policy key")
+	if bank, values = p.PCRs(); len(values) == 0 {
+		return 0, nil, errors.New("the release's PCR policy is not signed by the owner's policy key")
 	}
-	return writeFile(filepath.Join(n.cfg.Policies, policyName(signed)), signed)
+	return bank, values, nil
 }
 
 // rebootDue reports whether a release waits for a reboot that was not made yet:
@@ -187,17 +197,9 @@ func (n *node) healthChecks(u *updater) []update.Check {
 // of its own policy, not of another that is in force. Firmware that lost a boot
 // entry may boot the other slot under its number.
 func (n *node) booted(ctx context.Context, signed []byte) error {
-	key, err := x509.ParsePKIXPublicKey(n.boot.PolicyKey)
+	bank, values, err := n.releasePCRs(signed)
 	if err != nil {
 		return err
-	}
-	p, err := bootpolicy.Signed(key, signed)
-	if err != nil {
-		return err
-	}
-	bank, values := p.PCRs()
-	if len(values) == 0 {
-		return errors.New("the release's PCR policy is not signed by the owner's policy key")
 	}
 	for pcr, want := range values {
 		if want == nil { // the release may boot in several ways
