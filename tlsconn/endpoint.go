@@ -71,7 +71,10 @@ func (e *endpoint) watch() {
 		case <-policy:
 			e.eachFlow((*flow).reconsider)
 		case now := <-tick.C:
-			e.each(func(t *tunnel) { t.check() })
+			e.each(func(t *tunnel) {
+				t.check()
+				t.unconfirmed(now)
+			})
 			e.eachFlow(func(f *flow) { f.aged(now, e.cfg.Limits) })
 		}
 	}

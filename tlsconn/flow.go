@@ -226,7 +226,7 @@ func (f *flow) end(code Code, rule string, cause error) {
 	}
 	r := f.record(code, reason)
 	t := f.t
-	p := &pendingRecord{e: t.e, r: r}
+	p := &pendingRecord{e: t.e, r: r, since: time.Now()}
 	t.mu.Lock()
 	delete(t.flows, f.id)
 	far2, known := t.ended[f.id]
@@ -244,10 +244,7 @@ func (f *flow) end(code Code, rule string, cause error) {
 		p.emit(nil)
 	}
 	if !gone {
-		if !known {
-			p.arm(t)
-		}
-		t.send(controlFrame{Type: ctlEnd, Flow: f.id, Up: r.Up, Down: r.Down, Code: code})
+		t.sendEnd(controlFrame{Flow: f.id, Up: r.Up, Down: r.Down, Code: code})
 	}
 }
 
@@ -263,44 +260,40 @@ func (f *flow) reset(code Code, rule string, cause error) {
 type pendingRecord struct {
 	e     *endpoint
 	r     FlowRecord
-	once  sync.Once
-	mu    sync.Mutex
-	timer *time.Timer
-}
-
-func (p *pendingRecord) arm(t *tunnel) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.timer = time.AfterFunc(confirmTimeout, func() {
-		t.mu.Lock()
-		delete(t.pending, p.r.Flow)
-		t.mu.Unlock()
-		p.emit(nil)
-	})
+	since time.Time
 }
 
 // emit completes the record with the far end's counts; without them, or when
-// they differ, the flow counts as truncated.
+// they differ, the flow counts as truncated. Who took it off the tunnel calls it.
 func (p *pendingRecord) emit(far *controlFrame) {
-	p.once.Do(func() {
-		p.mu.Lock()
-		if p.timer != nil {
-			p.timer.Stop()
+	switch {
+	case p.r.Code != CodeOK:
+		p.r.Truncated = true
+	case far == nil:
+		p.r.Truncated, p.r.Reason = true, "the far end did not confirm its byte counts"
+	case far.Code != CodeOK:
+		p.r.Truncated, p.r.Code, p.r.DecidedBy = true, far.Code, other(p.r.Side)
+	case far.Up != p.r.Up || far.Down != p.r.Down:
+		p.r.Truncated = true
+		p.r.Reason = fmt.Sprintf("the far end counted %d up and %d down", far.Up, far.Down)
+	}
+	p.e.audit(p.r)
+}
+
+// unconfirmed emits the records that have waited too long.
+func (t *tunnel) unconfirmed(now time.Time) {
+	var late []*pendingRecord
+	t.mu.Lock()
+	for id, p := range t.pending {
+		if now.Sub(p.since) > confirmTimeout {
+			late = append(late, p)
+			delete(t.pending, id)
 		}
-		p.mu.Unlock()
-		switch {
-		case p.r.Code != CodeOK:
-			p.r.Truncated = true
-		case far == nil:
-			p.r.Truncated, p.r.Reason = true, "the far end did not confirm its byte counts"
-		case far.Code != CodeOK:
-			p.r.Truncated, p.r.Code, p.r.DecidedBy = true, far.Code, other(p.r.Side)
-		case far.Up != p.r.Up || far.Down != p.r.Down:
-			p.r.Truncated = true
-			p.r.Reason = fmt.Sprintf("the far end counted %d up and %d down", far.Up, far.Down)
-		}
-		p.e.audit(p.r)
-	})
+	}
+	t.mu.Unlock()
+	for _, p := range late {
+		p.emit(nil)
+	}
 }
 
 // farEnd takes the far end's counts of a flow.

@@ -21,10 +21,8 @@ const (
 	cutGrace = 200 * time.Millisecond
 	byeGrace = 500 * time.Millisecond
 	// confirmTimeout is how long a flow's record waits for the far end's counts.
+	// It is looked at every watchInterval.
 	confirmTimeout = 2 * time.Second
-	// controlQueue is how many control frames may wait; a peer that lets more
-	// pile up does not read, and is cut.
-	controlQueue = 4096
 )
 
 // tunnel is one authenticated connection with its streams.
@@ -38,10 +36,15 @@ type tunnel struct {
 	up   time.Time
 
 	ctl     chan controlFrame
+	endsDue chan struct{} // has a token when ends are to be written
 	ready   chan struct{} // closed when flows may pass
 	done    chan struct{} // closed when cut or closed
 	drainCh chan struct{} // closed when the far end drains
 	tasks   sync.WaitGroup
+
+	emu    sync.Mutex
+	ends   []byte    // frames with the counts of flows that ended, which wait for company
+	endsAt time.Time // when some were written last
 
 	mu      sync.Mutex
 	isReady bool
@@ -66,7 +69,7 @@ type tunnel struct {
 
 func newTunnel(e *endpoint, conn *secureConn, peer Peer) (*tunnel, error) {
 	t := &tunnel{e: e, peer: peer, node: peer.ID, conn: conn, up: time.Now(),
-		ctl: make(chan controlFrame, controlQueue), ready: make(chan struct{}), done: make(chan struct{}), drainCh: make(chan struct{}),
+		ctl: make(chan controlFrame, controlQueue), endsDue: make(chan struct{}, 1), ready: make(chan struct{}), done: make(chan struct{}), drainCh: make(chan struct{}),
 		flows: map[string]*flow{}, pending: map[string]*pendingRecord{}, ended: map[string]controlFrame{}}
 	if e.side == AtNode {
 		t.node = e.cfg.Identity.ID()
@@ -265,98 +268,6 @@ func (t *tunnel) spawn(do func()) bool {
 
 // wait, after a cut, returns when all of the tunnel's goroutines have ended.
 func (t *tunnel) wait() { t.tasks.Wait() }
-
-// send queues a control frame.
-func (t *tunnel) send(f controlFrame) {
-	f.Version = wireVersion
-	select {
-	case t.ctl <- f:
-	case <-t.done:
-	default:
-		t.cut(CodeProtocol, "peer does not read its control stream", nil)
-	}
-}
-
-func (t *tunnel) writeControl(s mux.Stream) {
-	for {
-		select {
-		case f := <-t.ctl:
-			b, err := appendFrame(nil, f)
-			for err == nil && len(b) < maxFrame && len(t.ctl) > 0 { // what waits goes together
-				b, err = appendFrame(b, <-t.ctl)
-			}
-			if err == nil {
-				_, err = s.Write(b)
-			}
-			if err != nil {
-				t.lost(err)
-				return
-			}
-		case <-t.done:
-			return
-		}
-	}
-}
-
-// lost ends the tunnel because of an error on one of its own streams.
-func (t *tunnel) lost(err error) {
-	var re *mux.ResetError
-	switch {
-	case errors.As(err, &re) && re.Remote && re.Session:
-		t.cutFrom(other(t.e.side), Code(re.Code), "the far end cut the tunnel", nil)
-	case errors.Is(err, ErrProtocol):
-		t.cut(CodeProtocol, err.Error(), err)
-	default:
-		t.cut(CodeReset, "connection lost", err)
-	}
-}
-
-func other(s Side) Side {
-	if s == AtNode {
-		return AtGateway
-	}
-	return AtNode
-}
-
-func (t *tunnel) readControl(s mux.Stream) {
-	for {
-		var f controlFrame
-		if err := readFrame(s, &f); err != nil {
-			t.lost(err)
-			return
-		}
-		if err := t.control(f); err != nil {
-			t.lost(err)
-			return
-		}
-	}
-}
-
-func (t *tunnel) control(f controlFrame) error {
-	node := t.e.side == AtNode
-	switch {
-	case f.Type == ctlReattest && node:
-		t.startAttest()
-	case f.Type == ctlAttested && node && f.Until != nil:
-		t.markReady(*f.Until)
-	case f.Type == ctlEnd:
-		t.farEnd(f)
-	case f.Type == ctlDrain:
-		t.mu.Lock()
-		first := !t.farDrains
-		t.farDrains = true
-		t.mu.Unlock()
-		if first {
-			t.e.event(TunnelEvent{Type: "drain", Peer: t.peer.ID, Remote: t.remote(), Reason: "asked by the far end"})
-			close(t.drainCh)
-		}
-	case f.Type == ctlBye:
-		t.cutFrom(other(t.e.side), CodeDraining, "the far end left: "+clip(f.Reason), nil)
-	default:
-		return fmt.Errorf("%w: control frame %.20q", ErrProtocol, f.Type)
-	}
-	return nil
-}
 
 // acceptLoop takes the streams that the far end opens.
 func (t *tunnel) acceptLoop() {
