@@ -368,6 +368,7 @@ func (c *Client) Forward(ctx context.Context, ln net.Listener, network, address 
 			continue
 		}
 		wg.Go(func() {
+			growStack()
 			dctx, cancel := context.WithTimeout(ctx, c.e.cfg.Limits.OpenTimeout+dialTimeout)
 			defer cancel()
 			far, err := c.DialContext(dctx, network, address)
@@ -375,7 +376,7 @@ func (c *Client) Forward(ctx context.Context, ln net.Listener, network, address 
 				abortConn(local)
 				return
 			}
-			_, _, _ = Relay(ctx, local, far)
+			_, _, _ = Relay(ctx, far, local) // this goroutine sends, on the stack that it has grown
 		})
 	}
 }

@@ -284,6 +284,7 @@ func (t *tunnel) acceptLoop() {
 }
 
 func (t *tunnel) serveStream(s mux.Stream) {
+	growStack()
 	l := t.e.cfg.Limits
 	_ = s.SetReadDeadline(time.Now().Add(l.OpenTimeout))
 	var f openFrame
