@@ -148,6 +148,14 @@ func isLoopback(address string) bool {
 	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
+// keepAlive is off for loopback, where nothing is lost without a word.
+func keepAlive(address string) time.Duration {
+	if isLoopback(address) {
+		return -1
+	}
+	return 0
+}
+
 // tunnel is what both modes share: the configuration, which SIGHUP reloads in
 // place, and what is counted.
 type tunnel struct {
@@ -156,15 +164,17 @@ type tunnel struct {
 	cfg tlsconn.Config
 	m   *metrics
 
+	dialer net.Dialer // of the target
+
 	roots []*x509.Certificate // in force
 }
 
 func serve(ctx context.Context, hup <-chan os.Signal, o *options, log *slog.Logger) error {
-	t := &tunnel{o: o, log: log, m: newMetrics()}
+	t := &tunnel{o: o, log: log, m: newMetrics(), dialer: net.Dialer{Timeout: 10 * time.Second, KeepAlive: keepAlive(o.target)}}
 	if err := t.load(); err != nil {
 		return err
 	}
-	ln, err := net.Listen("tcp", o.listen)
+	ln, err := (&net.ListenConfig{KeepAlive: keepAlive(o.listen)}).Listen(ctx, "tcp", o.listen)
 	if err != nil {
 		return fmt.Errorf("%w: %w", tlsconn.ErrUnavailable, err)
 	}

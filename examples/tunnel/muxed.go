@@ -5,7 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
-	"time"
+	"sync/atomic"
 
 	"github.com/trusttree/trusttree/tlsconn"
 )
@@ -22,27 +22,33 @@ func (t *tunnel) gateway(ctx context.Context, ln net.Listener) error {
 	}
 	end, stop := context.WithCancel(context.Background())
 	defer stop()
+	// A goroutine serves one flow after another, on the stack that it has grown.
 	var relays sync.WaitGroup
-	done := make(chan struct{})
+	var idle atomic.Int32
+	work, done := make(chan net.Conn), make(chan struct{})
+	relay := func(c net.Conn) {
+		for ok := true; ok; idle.Add(-1) {
+			t.relay(end, c)
+			if idle.Add(1) > maxIdle {
+				ok = false
+			} else {
+				c, ok = <-work
+			}
+		}
+	}
 	go func() {
 		defer close(done)
-		d := net.Dialer{Timeout: 10 * time.Second}
+		defer close(work)
 		for {
 			c, err := flows.Accept()
 			if err != nil {
 				return
 			}
-			relays.Go(func() {
-				far, err := d.DialContext(end, "tcp", t.o.target)
-				if err != nil {
-					t.log.Warn("target", "event", "dial.failed", "error", err)
-					_ = c.(interface{ Reset() error }).Reset()
-					return
-				}
-				t.m.live.Inc()
-				defer t.m.live.Dec()
-				_, _, _ = tlsconn.Relay(end, c, far)
-			})
+			select {
+			case work <- c:
+			default:
+				relays.Go(func() { relay(c) })
+			}
 		}
 	}()
 	served := make(chan error, 1)
@@ -63,6 +69,22 @@ func (t *tunnel) gateway(ctx context.Context, ln net.Listener) error {
 	<-done
 	relays.Wait()
 	return err
+}
+
+// maxIdle is how many goroutines wait for flows to relay.
+const maxIdle = 16
+
+// relay takes a flow to the target.
+func (t *tunnel) relay(ctx context.Context, c net.Conn) {
+	far, err := t.dialer.DialContext(ctx, "tcp", t.o.target)
+	if err != nil {
+		t.log.Warn("target", "event", "dial.failed", "error", err)
+		_ = c.(interface{ Reset() error }).Reset()
+		return
+	}
+	t.m.live.Inc()
+	defer t.m.live.Dec()
+	_, _, _ = tlsconn.Relay(ctx, c, far)
 }
 
 // client forwards what connects to ln through a tunnel.
