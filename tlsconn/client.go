@@ -260,14 +260,21 @@ func (c *Client) retire(t *tunnel) {
 	})
 }
 
-// tunnel returns the tunnel in use, waiting for one until ctx ends.
-func (c *Client) tunnel(ctx context.Context) (*tunnel, error) {
+// tunnel returns the tunnel in use, waiting for one until ctx ends, or until by
+// when it is not zero.
+func (c *Client) tunnel(ctx context.Context, by time.Time) (*tunnel, error) {
 	for {
 		c.mu.Lock()
 		t, changed, last := c.current, c.changed, c.lastErr
 		c.mu.Unlock()
 		if t != nil && t.admits(true) == nil {
 			return t, nil
+		}
+		if !by.IsZero() {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadline(ctx, by)
+			defer cancel()
+			by = time.Time{}
 		}
 		select {
 		case <-changed:
@@ -292,7 +299,7 @@ func (c *Client) Reattest() {
 // Wait returns when a tunnel is ready for flows, with its gateway, or when ctx
 // ends, with the last failure.
 func (c *Client) Wait(ctx context.Context) (Peer, error) {
-	t, err := c.tunnel(ctx)
+	t, err := c.tunnel(ctx, time.Time{})
 	if err != nil {
 		return Peer{}, err
 	}
@@ -308,16 +315,22 @@ func (c *Client) DialContext(ctx context.Context, network, address string) (net.
 	if err != nil {
 		return nil, fmt.Errorf("tlsconn: %w", err)
 	}
+	return c.dial(ctx, time.Time{}, tg, nil)
+}
+
+// dial is DialContext with the flow's first bytes; by, when not zero, bounds the
+// wait for a tunnel.
+func (c *Client) dial(ctx context.Context, by time.Time, tg target, first []byte) (net.Conn, error) {
 	for {
-		t, err := c.tunnel(ctx)
+		t, err := c.tunnel(ctx, by)
 		if err != nil {
 			return nil, err
 		}
-		conn, err := t.open(ctx, tg)
+		conn, sent, err := t.open(ctx, tg, first)
 		if err == nil {
 			return conn, nil
 		}
-		if ctx.Err() != nil || t.failure() == nil && !errors.Is(err, ErrDraining) {
+		if sent || ctx.Err() != nil || t.failure() == nil && !errors.Is(err, ErrDraining) {
 			return nil, err
 		}
 		// The tunnel ended while the flow was opened; nothing was sent on it.
@@ -343,7 +356,8 @@ func (c *Client) Listen(service string) (net.Listener, error) { return c.e.liste
 // interface point for programs that know nothing of tunnels. ln must be on a
 // loopback address or a Unix socket.
 func (c *Client) Forward(ctx context.Context, ln net.Listener, network, address string) error {
-	if _, err := parseTarget(network, address); err != nil {
+	tg, err := parseTarget(network, address)
+	if err != nil {
 		return fmt.Errorf("tlsconn: forward: %w", err)
 	}
 	if a, ok := ln.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
@@ -367,18 +381,34 @@ func (c *Client) Forward(ctx context.Context, ln net.Listener, network, address 
 			time.Sleep(5 * time.Millisecond)
 			continue
 		}
-		wg.Go(func() {
-			growStack()
-			dctx, cancel := context.WithTimeout(ctx, c.e.cfg.Limits.OpenTimeout+dialTimeout)
-			defer cancel()
-			far, err := c.DialContext(dctx, network, address)
-			if err != nil {
-				abortConn(local)
-				return
-			}
-			_, _, _ = Relay(ctx, far, local) // this goroutine sends, on the stack that it has grown
-		})
+		wg.Go(func() { c.forward(ctx, local, tg) })
 	}
+}
+
+// firstBytes is how much an application may have sent before its flow is opened
+// that goes with the open frame.
+const firstBytes = 2 << 10
+
+var firstBuffers = sync.Pool{New: func() any { b := make([]byte, firstBytes); return &b }}
+
+func (c *Client) forward(ctx context.Context, local net.Conn, tg target) {
+	growStack()
+	b := firstBuffers.Get().(*[]byte)
+	var n int
+	var err error
+	if tg.proto == TCP {
+		n, err = readNow(local, *b)
+	}
+	var far net.Conn
+	if err == nil {
+		far, err = c.dial(ctx, time.Now().Add(c.e.cfg.Limits.OpenTimeout+dialTimeout), tg, (*b)[:n])
+	}
+	firstBuffers.Put(b)
+	if err != nil {
+		abortConn(local)
+		return
+	}
+	_, _, _ = Relay(ctx, far, local) // this goroutine sends, on the stack that it has grown
 }
 
 // Close closes the client and its tunnels, and waits for Run to return.

@@ -15,8 +15,10 @@ import (
 )
 
 // open opens a flow to the far end. It returns when the far end's policy has
-// admitted it and its destination is reached.
-func (t *tunnel) open(ctx context.Context, tg target) (net.Conn, error) {
+// admitted it and its destination is reached. first are the flow's first bytes;
+// they go with the open frame, unless this end has to inspect them. sent says that
+// they may have been taken although there is no flow.
+func (t *tunnel) open(ctx context.Context, tg target, first []byte) (conn net.Conn, sent bool, err error) {
 	dir := ToCloud
 	if t.e.side == AtGateway {
 		dir = ToNode
@@ -26,58 +28,77 @@ func (t *tunnel) open(ctx context.Context, tg target) (net.Conn, error) {
 		if !errors.Is(err, ErrDraining) {
 			f.refused(err)
 		}
-		return nil, err
+		return nil, false, err
 	}
-	s, err := t.openStream(ctx, f)
+	inspects := f.inspects()
+	early := first
+	if inspects {
+		early = nil
+	}
+	s, sent, err := t.openStream(ctx, f, early)
 	if err != nil {
 		f.forget()
-		if !errors.Is(err, ErrDraining) {
+		if sent || !errors.Is(err, ErrDraining) {
 			f.refused(err)
 		}
-		return nil, err
+		return nil, sent, err
 	}
 	c := newFlowConn(f, s)
 	if tg.proto == UDP {
-		return newPacketConn(c), nil
+		return newPacketConn(c), false, nil
 	}
-	if f.inspects() {
+	if inspects {
 		c.inspection = &inspection{f: f}
+		if _, err := c.Write(first); err != nil {
+			f.reset(codeOf(err), "", err)
+			return nil, true, err
+		}
 	}
-	return c, nil
+	return c, false, nil
 }
 
-func (t *tunnel) openStream(ctx context.Context, f *flow) (mux.Stream, error) {
+func (t *tunnel) openStream(ctx context.Context, f *flow, first []byte) (_ mux.Stream, sent bool, _ error) {
 	s, err := t.sess.Open(ctx)
 	if err != nil {
-		return nil, t.flowError(err)
+		return nil, false, t.flowError(err)
 	}
 	if err := f.attach(s, nil); err != nil {
 		_ = s.Reset(uint32(CodeClosed))
-		return nil, err
+		return nil, false, err
 	}
 	stop := bindStream(ctx, s)
-	fail := func(err error) (mux.Stream, error) {
+	defer stop()
+	fail := func(err error) (mux.Stream, bool, error) {
 		_ = s.Reset(uint32(CodeClosed))
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return nil, sent, context.Cause(ctx)
 		}
-		return nil, t.flowError(err)
+		return nil, sent, t.flowError(err)
 	}
-	_ = s.SetDeadline(time.Now().Add(t.e.cfg.Limits.OpenTimeout + dialTimeout))
-	if err := writeFrame(s, openFrame{Version: wireVersion, Kind: kindFlow, Flow: f.id, Proto: f.target.proto, Host: f.target.host, Port: f.target.port}); err != nil {
+	if err := (&flowConn{f: f}).pay(len(first)); err != nil {
+		return fail(err)
+	}
+	t.await(s, t.e.cfg.Limits.OpenTimeout+dialTimeout)
+	defer t.came(s)
+	msg, err := appendFrame(nil, openFrame{Version: wireVersion, Kind: kindFlow, Flow: f.id, Proto: f.target.proto, Host: f.target.host, Port: f.target.port})
+	if err != nil {
+		return fail(err)
+	}
+	sent = len(first) > 0
+	f.out.Add(uint64(len(first)))
+	if _, err := s.Write(append(msg, first...)); err != nil {
 		return fail(err)
 	}
 	var r replyFrame
 	if err := readFrame(s, &r); err != nil {
 		return fail(err)
 	}
-	stop()
 	if r.Code != CodeOK {
+		f.out.Store(0) // none of it was taken
 		_ = s.Close()
-		return nil, &RefusedError{Code: r.Code, Side: other(t.e.side), Peer: t.peer.ID, Target: f.target.String(), Rule: r.Rule, Reason: clip(r.Reason)}
+		return nil, false, &RefusedError{Code: r.Code, Side: other(t.e.side), Peer: t.peer.ID, Target: f.target.String(), Rule: r.Rule, Reason: clip(r.Reason)}
 	}
-	_ = s.SetDeadline(time.Time{})
-	return s, f.attach(s, nil)
+	return s, false, f.attach(s, nil)
 }
 
 // flowError names an error of a stream by its tunnel's reason or its code.

@@ -73,7 +73,7 @@ func (e *endpoint) watch() {
 		case now := <-tick.C:
 			e.each(func(t *tunnel) {
 				t.check()
-				t.unconfirmed(now)
+				t.late(now)
 			})
 			e.eachFlow(func(f *flow) { f.aged(now, e.cfg.Limits) })
 		}

@@ -169,7 +169,7 @@ func (f *flow) refused(err error) {
 		return
 	}
 	r := f.record(codeOf(err), err.Error())
-	r.Verdict = VerdictDenied
+	r.Verdict, r.Truncated = VerdictDenied, f.out.Load() > 0
 	var re *RefusedError
 	if errors.As(err, &re) {
 		r.DecidedBy = re.Side
@@ -280,8 +280,9 @@ func (p *pendingRecord) emit(far *controlFrame) {
 	p.e.audit(p.r)
 }
 
-// unconfirmed emits the records that have waited too long.
-func (t *tunnel) unconfirmed(now time.Time) {
+// late ends what has waited too long: records for the far end's counts, and
+// streams for a frame.
+func (t *tunnel) late(now time.Time) {
 	var late []*pendingRecord
 	t.mu.Lock()
 	for id, p := range t.pending {
@@ -290,9 +291,18 @@ func (t *tunnel) unconfirmed(now time.Time) {
 			delete(t.pending, id)
 		}
 	}
+	var silent []mux.Stream
+	for s, by := range t.awaited {
+		if now.After(by) {
+			silent = append(silent, s)
+		}
+	}
 	t.mu.Unlock()
 	for _, p := range late {
 		p.emit(nil)
+	}
+	for _, s := range silent {
+		go func() { _ = s.Reset(uint32(CodeTimeout)) }()
 	}
 }
 

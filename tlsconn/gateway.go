@@ -193,7 +193,7 @@ func (g *Gateway) DialContext(ctx context.Context, node ID, network, address str
 	}
 	for _, t := range g.e.snapshot() {
 		if t.peer.ID == node && t.admits(true) == nil {
-			c, err := t.open(ctx, tg)
+			c, _, err := t.open(ctx, tg, nil)
 			if err != nil {
 				return nil, err
 			}

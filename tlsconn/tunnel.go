@@ -65,12 +65,13 @@ type tunnel struct {
 	flows                                map[string]*flow
 	pending                              map[string]*pendingRecord // ended here, the far end's counts not known
 	ended                                map[string]controlFrame   // the far end's counts of flows that live here
+	awaited                              map[mux.Stream]time.Time  // streams that must bring a frame by then
 }
 
 func newTunnel(e *endpoint, conn *secureConn, peer Peer) (*tunnel, error) {
 	t := &tunnel{e: e, peer: peer, node: peer.ID, conn: conn, up: time.Now(),
 		ctl: make(chan controlFrame, controlQueue), endsDue: make(chan struct{}, 1), ready: make(chan struct{}), done: make(chan struct{}), drainCh: make(chan struct{}),
-		flows: map[string]*flow{}, pending: map[string]*pendingRecord{}, ended: map[string]controlFrame{}}
+		flows: map[string]*flow{}, pending: map[string]*pendingRecord{}, ended: map[string]controlFrame{}, awaited: map[mux.Stream]time.Time{}}
 	if e.side == AtNode {
 		t.node = e.cfg.Identity.ID()
 	}
@@ -285,17 +286,17 @@ func (t *tunnel) acceptLoop() {
 
 func (t *tunnel) serveStream(s mux.Stream) {
 	growStack()
-	l := t.e.cfg.Limits
-	_ = s.SetReadDeadline(time.Now().Add(l.OpenTimeout))
+	t.await(s, t.e.cfg.Limits.OpenTimeout)
 	var f openFrame
-	if err := readFrame(s, &f); err != nil {
+	err := readFrame(s, &f)
+	t.came(s)
+	if err != nil {
 		_ = s.Reset(uint32(codeOf(err)))
 		if errors.Is(err, ErrProtocol) {
 			t.lost(err)
 		}
 		return
 	}
-	_ = s.SetReadDeadline(time.Time{})
 	switch {
 	case f.Kind == kindFlow:
 		t.serveFlow(s, f)
@@ -306,6 +307,21 @@ func (t *tunnel) serveStream(s mux.Stream) {
 	default:
 		t.lost(fmt.Errorf("%w: stream kind %.20q", ErrProtocol, f.Kind))
 	}
+}
+
+// await bounds the wait for a stream's next frame, until came: the endpoint's tick
+// resets the stream, which costs no timer for each flow.
+func (t *tunnel) await(s mux.Stream, d time.Duration) {
+	by := time.Now().Add(d)
+	t.mu.Lock()
+	t.awaited[s] = by
+	t.mu.Unlock()
+}
+
+func (t *tunnel) came(s mux.Stream) {
+	t.mu.Lock()
+	delete(t.awaited, s)
+	t.mu.Unlock()
 }
 
 // startAsNode opens the control stream and says hello; it returns whether the
