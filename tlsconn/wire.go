@@ -75,14 +75,21 @@ func writeFrame(w io.Writer, v any) error {
 
 // appendFrame appends a frame to b.
 func appendFrame(b []byte, v any) ([]byte, error) {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return nil, err
+	begin := len(b) + 4
+	b, ok := appendPlain(append(b, 0, 0, 0, 0), v)
+	if !ok {
+		body, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		b = append(b, body...)
 	}
-	if len(body) > maxFrame {
-		return nil, fmt.Errorf("%w: frame of %d bytes, at most %d", ErrProtocol, len(body), maxFrame)
+	n := len(b) - begin
+	if n > maxFrame {
+		return nil, fmt.Errorf("%w: frame of %d bytes, at most %d", ErrProtocol, n, maxFrame)
 	}
-	return append(binary.BigEndian.AppendUint32(b, uint32(len(body))), body...), nil
+	binary.BigEndian.PutUint32(b[begin-4:], uint32(n))
+	return b, nil
 }
 
 // readFrame reads exactly one frame and not a byte more.
@@ -101,6 +108,9 @@ func readFrame(r io.Reader, v any) error {
 			err = io.ErrUnexpectedEOF
 		}
 		return err
+	}
+	if readPlain(body, v) {
+		return nil
 	}
 	if err := strictJSON(body, v); err != nil {
 		return fmt.Errorf("%w: %w", ErrProtocol, err)
