@@ -49,9 +49,6 @@ type options struct {
 }
 
 func main() {
-	// A relay's heap is small and short-lived: collect it sooner, so that a
-	// thousand idle connections fit a small node.
-	debug.SetGCPercent(40)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	hup := make(chan os.Signal, 1)
@@ -170,6 +167,11 @@ type tunnel struct {
 }
 
 func serve(ctx context.Context, hup <-chan os.Signal, o *options, log *slog.Logger) error {
+	if !o.mux {
+		// A heap of TLS connections is small and short-lived: collect it sooner, so
+		// that a thousand idle ones fit a small node.
+		debug.SetGCPercent(40)
+	}
 	t := &tunnel{o: o, log: log, m: newMetrics(), dialer: net.Dialer{Timeout: 10 * time.Second, KeepAlive: keepAlive(o.target)}}
 	if err := t.load(); err != nil {
 		return err
