@@ -5,14 +5,11 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
-
-// batchSize is how many bytes of TLS records one system call takes at most.
-const batchSize = 68 << 10 // four records with their headers
 
 // Bounds on what is read before a peer is authenticated (threat: floods).
 const (
@@ -21,9 +18,6 @@ const (
 )
 
 var errHandshakeSize = errors.New("handshake messages are too large")
-
-// readBuffers are held only by connections that have bytes to read.
-var readBuffers = sync.Pool{New: func() any { b := make([]byte, batchSize); return &b }}
 
 // errWouldWait is temporary, so crypto/tls keeps what it has and goes on later.
 type errWouldWait struct{}
@@ -37,9 +31,9 @@ func (errWouldWait) Temporary() bool { return true }
 // peer may send.
 type batchConn struct {
 	net.Conn
-	rc  syscall.RawConn // nil when the connection is not a socket
-	in  *[]byte         // pooled, while bytes in it are not taken yet
-	got []byte          // those bytes, within in
+	sock *socket // nil when the connection is not a socket
+	in   *inbox
+	got  []byte // bytes in it that are not taken yet
 	// nowait makes a read that would wait fail with errWouldWait instead. It is
 	// used by who reads, like got.
 	nowait bool
@@ -51,13 +45,18 @@ type batchConn struct {
 
 	mu   sync.Mutex
 	held bool
-	buf  []byte
+	out  *[]byte // pooled, while records wait in it
+	n    int     // how many bytes of it
 }
 
+// inbox is a buffer of the pool, while bytes in it are not taken yet.
+type inbox struct{ b *[]byte }
+
 func newBatchConn(c net.Conn) *batchConn {
-	b := &batchConn{Conn: c}
-	if s, ok := c.(syscall.Conn); ok {
-		b.rc, _ = s.SyscallConn()
+	b := &batchConn{Conn: c, sock: socketOf(c), in: &inbox{}}
+	runtime.AddCleanup(b, (*inbox).drop, b.in) // bytes that nobody ever took
+	if b.sock != nil {
+		b.sock.share = tunnelShare
 	}
 	b.pre.Store(true)
 	return b
@@ -70,7 +69,7 @@ func (c *batchConn) fetch(b []byte) (int, error) {
 		if c.nowait {
 			return 0, errWouldWait{}
 		}
-		if c.rc == nil {
+		if c.sock == nil {
 			return c.Conn.Read(b)
 		}
 		if err := c.fill(); err != nil {
@@ -79,10 +78,29 @@ func (c *batchConn) fetch(b []byte) (int, error) {
 	}
 	n := copy(b, c.got)
 	if c.got = c.got[n:]; len(c.got) == 0 {
-		readBuffers.Put(c.in)
-		c.in, c.got = nil, nil
+		c.got = nil
+		c.in.drop()
 	}
 	return n, nil
+}
+
+func (i *inbox) drop() {
+	if i.b != nil {
+		buffers.put(i.b)
+		i.b = nil
+	}
+}
+
+// fill waits for bytes, with nothing in got.
+func (c *batchConn) fill() error {
+	in, n, err := c.sock.lend()
+	if err == io.EOF {
+		c.eof.Store(true)
+	}
+	if err == nil {
+		c.in.b, c.got = in, (*in)[:n]
+	}
+	return err
 }
 
 func (c *batchConn) Read(b []byte) (n int, err error) {
@@ -110,24 +128,34 @@ func (c *batchConn) Write(b []byte) (int, error) {
 	c.replied.Store(true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.held || len(c.buf)+len(b) > batchSize {
+	if !c.held {
+		return c.Conn.Write(b)
+	}
+	if c.out != nil && c.n+len(b) > cap(*c.out) {
 		if err := c.flushLocked(); err != nil {
 			return 0, err
 		}
-		if !c.held || len(b) > batchSize {
-			return c.Conn.Write(b)
-		}
 	}
-	c.buf = append(c.buf, b...)
+	if c.out == nil {
+		c.out = buffers.get(tunnelShare)
+	}
+	if len(b) > cap(*c.out) {
+		return c.Conn.Write(b)
+	}
+	c.n += copy((*c.out)[c.n:cap(*c.out)], b)
 	return len(b), nil
 }
 
 func (c *batchConn) flushLocked() error {
-	if len(c.buf) == 0 {
+	if c.out == nil {
 		return nil
 	}
-	_, err := c.Conn.Write(c.buf)
-	c.buf = c.buf[:0]
+	var err error
+	if c.n > 0 {
+		_, err = c.Conn.Write((*c.out)[:c.n])
+	}
+	buffers.put(c.out)
+	c.out, c.n = nil, 0
 	return err
 }
 
@@ -167,18 +195,20 @@ func (c *secureConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// WriteAll writes head and then body, with one system call for both.
-func (c *secureConn) WriteAll(head, body []byte) error {
-	if len(body) == 0 {
-		_, err := c.Write(head)
+// WriteAll writes pieces, with one system call for all that fit a buffer.
+func (c *secureConn) WriteAll(pieces [][]byte) error {
+	if len(pieces) == 1 {
+		_, err := c.Write(pieces[0])
 		return err
 	}
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	c.under.hold()
-	_, err := c.Conn.Write(head)
-	if err == nil {
-		_, err = c.Conn.Write(body)
+	var err error
+	for _, p := range pieces {
+		if _, err = c.Conn.Write(p); err != nil {
+			break
+		}
 	}
 	if ferr := c.under.flush(); err == nil {
 		err = ferr
@@ -217,22 +247,60 @@ func (c *secureConn) Read(b []byte) (int, error) {
 	c.rmu.Lock()
 	defer c.rmu.Unlock()
 	n, err := c.Conn.Read(b)
-	// Take what else is here already, so that the next write is a large one.
-	for err == nil && len(b)-n >= recordSize && len(c.under.got) > 0 {
-		c.under.nowait = true
-		more, merr := c.Conn.Read(b[n:])
-		c.under.nowait = false
+	if err == nil {
+		n += c.readMore(b[n:])
+	}
+	return n, c.ended(err)
+}
+
+// readMore takes what else is here already, so that the next write is a large
+// one. An error shows again in the next read.
+func (c *secureConn) readMore(b []byte) (n int) {
+	for len(b)-n >= recordSize && len(c.under.got) > 0 {
+		more, err := c.readNow(b[n:])
 		n += more
-		if merr != nil {
-			break // it shows again in the next read, if it is more than errWouldWait
+		if err != nil {
+			break
 		}
 	}
-	if err == io.EOF && c.under.eof.Load() {
-		// crypto/tls takes a transport that ends between two records for a clean
-		// end. Without close_notify it is a cut (RFC 8446 6.1).
-		err = io.ErrUnexpectedEOF
-	}
+	return n
+}
+
+// readNow reads without waiting for the transport.
+func (c *secureConn) readNow(b []byte) (int, error) {
+	c.under.nowait = true
+	n, err := c.Conn.Read(b)
+	c.under.nowait = false
 	return n, err
+}
+
+// ended says that a transport that ends between two records, which crypto/tls
+// takes for a clean end, is a cut: there was no close_notify (RFC 8446 6.1).
+func (c *secureConn) ended(err error) error {
+	if err == io.EOF && c.under.eof.Load() {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// lend waits for bytes and returns them in a buffer that the caller puts back.
+func (c *secureConn) lend() (*[]byte, int, error) {
+	c.rmu.Lock()
+	defer c.rmu.Unlock()
+	for {
+		b := buffers.get(relayShare)
+		n, err := c.readNow(*b)
+		if err == nil {
+			return b, n + c.readMore((*b)[n:]), nil
+		}
+		buffers.put(b)
+		if _, wait := err.(errWouldWait); wait {
+			err = c.under.fill()
+		}
+		if err != nil {
+			return nil, 0, c.ended(err)
+		}
+	}
 }
 
 // abort closes the connection below with a reset, so that no buffer and no lost

@@ -353,9 +353,8 @@ func (c *Client) Handle(service string, h http.Handler) error { return c.e.handl
 func (c *Client) Listen(service string) (net.Listener, error) { return c.e.listen(service) }
 
 // Forward relays what connects to ln to one target, until ctx ends: the node's
-// interface point for programs that know nothing of tunnels. What a program has
-// sent by then goes to the gateway with the question whether the flow is admitted,
-// after this end's policy. ln must be on a loopback address or a Unix socket.
+// interface point for programs that know nothing of tunnels. ln must be on a
+// loopback address or a Unix socket.
 func (c *Client) Forward(ctx context.Context, ln net.Listener, network, address string) error {
 	tg, err := parseTarget(network, address)
 	if err != nil {

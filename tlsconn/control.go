@@ -66,8 +66,8 @@ func (t *tunnel) takeEnds() []byte {
 	t.emu.Lock()
 	defer t.emu.Unlock()
 	b := t.ends
-	if len(b) > 0 {
-		t.ends, t.spare, t.endsAt = t.spare, nil, time.Now()
+	if b != nil {
+		t.ends, t.endsAt = nil, time.Now()
 	}
 	return b
 }
@@ -94,9 +94,6 @@ func (t *tunnel) writeControl(s mux.Stream) {
 			t.lost(err)
 			return
 		}
-		t.emu.Lock()
-		t.spare = b[:0]
-		t.emu.Unlock()
 	}
 }
 

@@ -80,7 +80,7 @@ func (t *tunnel) openStream(ctx context.Context, f *flow, first []byte) (_ mux.S
 	}
 	t.await(s, t.e.cfg.Limits.OpenTimeout+dialTimeout)
 	defer t.came(s)
-	msg, err := appendFrame(make([]byte, 0, flowFrame+len(first)), openFrame{Version: wireVersion, Kind: kindFlow, Flow: f.id, Proto: f.target.proto, Host: f.target.host, Port: f.target.port})
+	msg, err := appendFrame(nil, openFrame{Version: wireVersion, Kind: kindFlow, Flow: f.id, Proto: f.target.proto, Host: f.target.host, Port: f.target.port})
 	if err != nil {
 		return fail(err)
 	}

@@ -26,6 +26,7 @@ type flowConn struct {
 	fin    atomic.Bool // ours was sent
 
 	rmu        sync.Mutex // one reader at a time: the stream wakes only one
+	prepaid    int        // bytes that a sink paid for and did not take
 	imu        sync.Mutex
 	inspection *inspection // at the opener, until its first bytes have passed
 
@@ -63,7 +64,9 @@ func (c *flowConn) Read(b []byte) (int, error) {
 func (c *flowConn) took(n int, err error) (int, error) {
 	if n > 0 {
 		c.f.in.Add(uint64(n))
-		if lerr := c.pay(n); lerr != nil {
+		paid := min(n, c.prepaid)
+		c.prepaid -= paid
+		if lerr := c.pay(n - paid); lerr != nil {
 			return 0, lerr
 		}
 	}
@@ -121,7 +124,7 @@ func (c *flowConn) inspect(b []byte, final bool) error {
 func (c *flowConn) write(b []byte) (int, error) {
 	total := 0
 	for len(b) > 0 {
-		chunk := b[:min(len(b), mux.MaxPayload)]
+		chunk := b[:min(len(b), c.f.t.caps.quantum())]
 		if err := c.pay(len(chunk)); err != nil {
 			return total, err
 		}
@@ -134,6 +137,24 @@ func (c *flowConn) write(b []byte) (int, error) {
 		b = b[n:]
 	}
 	return total, nil
+}
+
+// writeLoaded writes what load gives when the flow's turn has come, and pays for
+// it then. It reports false when bytes must be looked at before they are sent.
+func (c *flowConn) writeLoaded(load func(room int) ([]byte, error)) (n int, ok bool, err error) {
+	c.imu.Lock()
+	defer c.imu.Unlock()
+	if c.inspection != nil || c.guard != nil && c.f.opener {
+		return 0, false, nil
+	}
+	n, err = c.s.WriteLoaded(load)
+	c.f.out.Add(uint64(n))
+	if n > 0 {
+		if perr := c.pay(n); perr != nil {
+			return n, true, perr
+		}
+	}
+	return n, true, c.failed(err)
 }
 
 // pay takes n bytes off the node's caps, waiting for the rate.

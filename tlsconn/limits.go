@@ -123,7 +123,7 @@ func (t *capTable) get(id ID, now time.Time) *nodeCaps {
 			c.flows = rate.NewLimiter(rate.Limit(n), 2*n)
 		}
 		if n := t.l.BytesPerSecond; n > 0 {
-			c.bytes = rate.NewLimiter(rate.Limit(n), int(max(n/4, relayBuffer)))
+			c.bytes = rate.NewLimiter(rate.Limit(n), int(max(n/4, smallBuffer)))
 		}
 		t.nodes[id] = c
 	}
@@ -216,6 +216,19 @@ func (c *nodeCaps) pay(n int, wait func() (context.Context, context.CancelFunc))
 		n -= part
 	}
 	return nil
+}
+
+// afford is pay for who can't wait: it takes n bytes off, or nothing.
+func (c *nodeCaps) afford(n int) bool {
+	return (c.bytes == nil || c.bytes.AllowN(time.Now(), n)) && c.count(n)
+}
+
+// quantum is how many bytes are paid for and sent at a time.
+func (c *nodeCaps) quantum() int {
+	if c.bytes == nil {
+		return bulkBuffer
+	}
+	return min(bulkBuffer, c.bytes.Burst())
 }
 
 // overDay is called with the lock held.

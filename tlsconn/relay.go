@@ -10,10 +10,6 @@ import (
 	"github.com/trusttree/trusttree/tlsconn/internal/mux"
 )
 
-// relayBuffer is the size of a busy copy buffer in bytes.
-// It fills one frame of the multiplexer, which is four TLS records.
-const relayBuffer = mux.MaxPayload
-
 // idleBuffer is what a direction holds that moves little, and quietReads after
 // how many small reads it counts as such.
 const (
@@ -21,8 +17,6 @@ const (
 	quietReads = 8
 	busyRead   = 4 << 10
 )
-
-var relayBuffers = sync.Pool{New: func() any { b := make([]byte, relayBuffer); return &b }}
 
 type writeCloser interface{ CloseWrite() error }
 
@@ -62,15 +56,122 @@ func Relay(ctx context.Context, a, b net.Conn) (up, down uint64, err error) {
 	return up, down, err
 }
 
-// copyHalf copies one direction and passes its clean end on. A connection that
-// waits holds a small buffer, a busy one a large one.
+// lender is a connection that lends a buffer with what came, so that one that
+// waits holds none.
+type lender interface {
+	lend() (*[]byte, int, error)
+}
+
+func lenderOf(c net.Conn) lender {
+	switch c := c.(type) {
+	case *plainConn:
+		if c.under.sock != nil {
+			return c
+		}
+	case *secureConn:
+		if c.under.sock != nil {
+			return c
+		}
+	default:
+		if s := socketOf(c); s != nil {
+			return s
+		}
+	}
+	return nil
+}
+
+// copyHalf copies one direction and passes its clean end on.
 func copyHalf(dst, src net.Conn) (n uint64, err error) {
+	l := lenderOf(src)
+	if l == nil {
+		return copyFlow(dst, src)
+	}
+	if f, ok := dst.(*flowConn); ok {
+		if s, ok := l.(*socket); ok {
+			return copyToFlow(f, s)
+		}
+	}
+	for {
+		b, r, err := l.lend()
+		if err != nil {
+			return n, endHalf(dst, err)
+		}
+		w, err := dst.Write((*b)[:r])
+		buffers.put(b)
+		n += uint64(w)
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+// copyToFlow is copyHalf into a tunnel. While much comes, bytes are read when the
+// flow's turn to send has come: one buffer then serves all flows, and who
+// encrypts has the bytes in its cache.
+func copyToFlow(dst *flowConn, src *socket) (n uint64, err error) {
+	var b *[]byte
+	load := func(room int) ([]byte, error) {
+		var r int
+		var err error
+		if b, r, err = src.take(room); b == nil {
+			return nil, err
+		}
+		return (*b)[:r], nil
+	}
+	for busy := false; ; {
+		var w int
+		sent := false
+		if busy {
+			if err := src.await(); err != nil {
+				return n, endHalf(dst, err)
+			}
+			w, sent, err = dst.writeLoaded(load)
+			if b != nil {
+				buffers.put(b)
+				b = nil
+			}
+		}
+		if !sent {
+			var r int
+			src.room = mux.MinTurn
+			if b, r, err = src.lend(); err == nil {
+				w, err = dst.Write((*b)[:r])
+				buffers.put(b)
+				b = nil
+			}
+		}
+		n += uint64(w)
+		if err != nil {
+			return n, endHalf(dst, err)
+		}
+		busy = w >= busyRead
+	}
+}
+
+// endHalf passes the end of a direction on, if it was a clean one.
+func endHalf(dst net.Conn, err error) error {
+	if err != io.EOF {
+		return err
+	}
+	if c, ok := dst.(writeCloser); ok {
+		return c.CloseWrite()
+	}
+	return nil
+}
+
+// copyFlow is copyHalf for a flow of a tunnel, or any other connection. One that
+// waits holds a small buffer, a busy one a large one.
+func copyFlow(dst, src net.Conn) (n uint64, err error) {
 	small, quiet := make([]byte, idleBuffer), 0
 	var large *[]byte
+	var sunk uint64
+	stop, tried := func() {}, false
 	defer func() {
 		if large != nil {
-			relayBuffers.Put(large)
+			buffers.put(large)
 		}
+		stop()
+		n += sunk
 	}()
 	for {
 		buf := small
@@ -84,24 +185,24 @@ func copyHalf(dst, src net.Conn) (n uint64, err error) {
 			if werr != nil {
 				return n, werr
 			}
-		}
-		if rerr == io.EOF {
-			if c, ok := dst.(writeCloser); ok {
-				return n, c.CloseWrite()
+			if f, ok := src.(*flowConn); ok && !tried {
+				tried = true
+				if end, ok := f.sinkTo(dst, &sunk); ok {
+					stop = end
+				}
 			}
-			return n, nil
 		}
 		if rerr != nil {
-			return n, rerr
+			return n, endHalf(dst, rerr)
 		}
 		switch {
 		case large == nil && r == len(small):
-			large, quiet = relayBuffers.Get().(*[]byte), 0
+			large, quiet = buffers.get(relayShare), 0
 		case large != nil && r >= busyRead:
 			quiet = 0
 		case large != nil:
 			if quiet++; quiet == quietReads {
-				relayBuffers.Put(large)
+				buffers.put(large)
 				large = nil
 			}
 		}

@@ -363,6 +363,20 @@ func (c *plainConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// lend is Read into a buffer that the caller puts back.
+func (c *plainConn) lend() (*[]byte, int, error) {
+	b, n, err := c.secureConn.lend()
+	if err != nil {
+		return nil, 0, err
+	}
+	c.f.in.Add(uint64(n))
+	if err := c.pay(n); err != nil {
+		buffers.put(b)
+		return nil, 0, err
+	}
+	return b, n, nil
+}
+
 func (c *plainConn) Write(b []byte) (int, error) {
 	if err := c.pay(len(b)); err != nil {
 		return 0, err

@@ -44,7 +44,6 @@ type tunnel struct {
 
 	emu    sync.Mutex
 	ends   []byte    // frames with the counts of flows that ended, which wait for company
-	spare  []byte    // a buffer for ends to grow into
 	endsAt time.Time // when some were written last
 
 	mu      sync.Mutex

@@ -15,9 +15,6 @@ const wireVersion = 1
 // maxFrame is the size of the largest frame in bytes.
 const maxFrame = 8 << 10
 
-// flowFrame is room for the frames that most flows have.
-const flowFrame = 160
-
 // Kinds of streams. The node opens the control stream first, and an attestation
 // stream whenever the gateway asks, or when it wants the gateway's evidence.
 const (
@@ -69,7 +66,7 @@ type controlFrame struct {
 }
 
 func writeFrame(w io.Writer, v any) error {
-	b, err := appendFrame(make([]byte, 0, flowFrame), v)
+	b, err := appendFrame(nil, v)
 	if err == nil {
 		_, err = w.Write(b)
 	}

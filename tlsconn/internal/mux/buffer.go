@@ -9,14 +9,14 @@ import (
 // Sizes of receive segments: powers of two.
 const (
 	minSegmentBits = 9
-	maxSegmentBits = 16
+	maxSegmentBits = 18
 	growAt         = 4 << 10 // with so much unread, segments are no longer the smallest
 	busySegment    = 16 << 10
 )
 
 var segments [maxSegmentBits - minSegmentBits + 1]sync.Pool
 
-// newSegment returns an empty segment with room for n bytes, at most 64 KiB.
+// newSegment returns an empty segment with room for n bytes, at most 256 KiB.
 func newSegment(n int) *[]byte {
 	c := max(bits.Len(uint(n-1)), minSegmentBits) - minSegmentBits
 	if p, ok := segments[c].Get().(*[]byte); ok {
@@ -62,6 +62,14 @@ func (b *buffer) added(n int) {
 	last := b.list[len(b.list)-1]
 	*last = (*last)[:len(*last)+n]
 	b.n += n
+}
+
+// join adds a segment, of which the first bytes are taken already; then nothing
+// is before it.
+func (b *buffer) join(seg *[]byte, taken int) {
+	b.list = append(b.list, seg)
+	b.off += taken
+	b.n += len(*seg) - taken
 }
 
 func (b *buffer) read(p []byte) (n int) {

@@ -4,10 +4,12 @@
 // adds what a tunnel needs:
 //
 //   - What is small goes first. Window updates, answers, resets and short writes
-//     overtake the frames of bulk streams, which take turns one frame at a time.
+//     overtake the frames of bulk streams, which take turns one frame at a time;
+//     frames are the smaller the slower the connection takes them.
 //   - What waits together is written together: one record, one system call.
-//   - A stream's payload is not copied on its way out, and no goroutine is woken
-//     to send it when no one else sends.
+//   - A stream's payload is not copied on its way out, may be read from its source
+//     when its turn has come, and no goroutine is woken to send it when no one
+//     else sends, nor to receive it when a sink takes it.
 //   - No receive window is shared, so a stream that nobody reads costs its own
 //     window and slows no other. Memory is bounded by streams × window, however
 //     small the pieces are in which it comes.
@@ -40,6 +42,11 @@ type Stream interface {
 	CloseWrite() error
 	CloseRead() error
 	Reset(code uint32) error
+	// WriteLoaded writes what load returns when the stream's turn has come.
+	WriteLoaded(load func(room int) ([]byte, error)) (int, error)
+	// SetSink has what comes while a Read waits be given to sink, which takes
+	// what it can without waiting.
+	SetSink(sink func([]byte) int)
 }
 
 // ResetError says that a stream, or its whole session, was reset with a code.
@@ -75,11 +82,12 @@ type Options struct {
 	LimitCode    uint32        // of the reset of streams beyond MaxStreams
 }
 
-// frameSize is the most that one stream sends before the next gets its turn.
-const frameSize = 64 << 10
-
-// MaxPayload is what one frame carries; its header has twelve bytes.
-const MaxPayload = frameSize - headerSize
+// A stream sends so many bytes in one frame before the next gets its turn: the
+// fewer the slower the connection takes them.
+const (
+	MinTurn = 64 << 10
+	MaxTurn = 256 << 10
+)
 
 // MinWindow is the smallest window that the protocol knows.
 const MinWindow = 256 << 10

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,6 +21,11 @@ const (
 	copyBelow = 8 << 10
 	// leadFor is after how many rounds for others a writer goes its own way.
 	leadFor = 4
+	// A write that takes less than quick makes the next ones larger, up to
+	// MaxTurn, and one of more than slow small again: what is urgent waits for
+	// the write that is under way.
+	quick = 2 * time.Millisecond
+	slow  = 20 * time.Millisecond
 )
 
 var (
@@ -31,7 +37,7 @@ var (
 // something to send when no one else does.
 type sender struct {
 	conn    net.Conn
-	gather  func(head, body []byte) error // writes both, with one system call if it can
+	gather  func(pieces [][]byte) error // writes all, with one system call if it can
 	timeout time.Duration
 	failed  func(error) // called without the lock
 
@@ -45,13 +51,20 @@ type sender struct {
 	parting []byte        // the frame to end with
 	parted  chan struct{} // closed when the last word is written, or cannot be
 
-	deadline time.Time // owned by the one who writes
+	deadline time.Time // owned by the one who writes, as what follows
+	pieces   [][]byte
+
+	batch atomic.Int32 // how many bytes of bulk go into one write
 }
 
-// turn is one bulk frame and the goroutine that waits to send it.
+// turn is what one stream sends at a time, as one or several bulk frames, and the
+// goroutine that waits to send it.
 type turn struct {
-	head header
+	id   uint32
+	room int // most bytes of body
 	body []byte
+	load func(room int) ([]byte, error) // gives body when the turn has come
+	fail error                          // of load
 	next *turn
 	wake chan struct{} // gets one token, when lead or err is set
 	lead bool          // its goroutine is the one who writes now
@@ -90,29 +103,31 @@ func (s *sender) enqueue(frames []byte, write func()) error {
 	return nil
 }
 
-// data sends a data frame, with the frames of before ahead of it. It returns when
-// the frame is written or, for a short one, when it will be without waiting for
-// others. cancel ends the wait for its turn.
-func (s *sender) data(before []byte, h header, body []byte, cancel <-chan struct{}) error {
+// data sends a stream's bytes in data frames, with the frames of before ahead of
+// them. It returns when they are written or, for a few, when they will be without
+// waiting for others: how many that were, and what load failed with. cancel ends
+// the wait for the turn.
+func (s *sender) data(before []byte, what turn, cancel <-chan struct{}) (n int, loading, err error) {
 	s.mu.Lock()
 	if s.err != nil {
 		err := s.err
 		s.mu.Unlock()
-		return err
+		return 0, nil, err
 	}
 	s.urgent = append(s.urgent, before...)
 	idle := !s.writing
 	s.writing = true
-	if len(body) <= smallWrite && len(s.urgent) <= urgentRoom {
-		s.urgent = append(append(s.urgent, h[:]...), body...)
+	if body := what.body; what.load == nil && len(body) <= smallWrite && len(s.urgent) <= urgentRoom {
+		s.urgent = append(appendHeader(s.urgent, typeData, 0, what.id, uint32(len(body))), body...)
 		s.mu.Unlock()
 		if idle {
 			s.write(nil)
 		}
-		return nil
+		return len(body), nil, nil
 	}
 	t := turns.Get().(*turn)
-	*t = turn{head: h, body: body, wake: t.wake, lead: idle}
+	what.wake, what.lead = t.wake, idle
+	*t = what
 	if !idle {
 		if s.last == nil {
 			s.first = t
@@ -127,8 +142,9 @@ func (s *sender) data(before []byte, h header, body []byte, cancel <-chan struct
 		case <-t.wake:
 		case <-cancel:
 			if s.withdraw(t) {
+				*t = turn{wake: t.wake}
 				turns.Put(t)
-				return errDeadline
+				return 0, nil, errDeadline
 			}
 			<-t.wake
 		}
@@ -136,10 +152,13 @@ func (s *sender) data(before []byte, h header, body []byte, cancel <-chan struct
 	if t.lead {
 		s.write(t)
 	}
-	err := t.err
-	t.body = nil
+	n, loading, err = len(t.body), t.fail, t.err
+	*t = turn{wake: t.wake}
 	turns.Put(t)
-	return err
+	if err != nil {
+		n = 0
+	}
+	return n, loading, err
 }
 
 // withdraw takes back a frame whose turn has not come.
@@ -200,19 +219,26 @@ func (s *sender) write(own *turn) {
 		}
 		head := s.urgent
 		s.urgent, s.spare = s.spare[:0], nil
-		s.mu.Unlock()
-
-		var body []byte
-		if own != nil {
-			head = append(head, own.head[:]...)
-			if body = own.body; len(body) < copyBelow {
-				head, body = append(head, body...), nil
+		if own != nil { // who is next comes along, while the connection is quick
+			size, last := own.room, own
+			for s.first != nil && size+s.first.room <= int(s.batch.Load()) {
+				last.next = s.take()
+				last = last.next
+				size += last.room
 			}
 		}
-		err := s.put(head, body)
-		if own != nil {
-			own.err, own = err, nil
+		s.mu.Unlock()
+
+		head, err := s.put(head, own)
+		for t := own; t != nil; {
+			next := t.next
+			t.err, t.next = err, nil
+			if t != own {
+				t.wake <- struct{}{} // and t is its goroutine's again
+			}
+			t = next
 		}
+		own = nil
 		s.mu.Lock()
 		if cap(head) <= 2*urgentRoom {
 			s.spare = head[:0]
@@ -264,7 +290,7 @@ func (s *sender) finish(own *turn) {
 	if f := s.parting; f != nil {
 		s.parting = nil
 		s.mu.Unlock()
-		_ = s.put(f, nil)
+		_, _ = s.put(f, nil)
 		s.mu.Lock()
 	}
 	var list []*turn
@@ -287,13 +313,50 @@ func (s *sender) finish(own *turn) {
 	}
 }
 
-// put writes to the connection; the deadline is renewed when half of it is over.
-func (s *sender) put(head, body []byte) error {
-	if now := time.Now(); s.deadline.Sub(now) < s.timeout/2 {
-		s.deadline = now.Add(s.timeout)
+// put writes to the connection what goes first and the frames of turns, and
+// returns head, which may have grown. The deadline is renewed when half of it is
+// over.
+func (s *sender) put(head []byte, turns *turn) ([]byte, error) {
+	began := time.Now()
+	if s.deadline.Sub(began) < s.timeout/2 {
+		s.deadline = began.Add(s.timeout)
 		if err := s.conn.SetWriteDeadline(s.deadline); err != nil {
-			return err
+			return head, err
 		}
 	}
-	return s.gather(head, body)
+	pieces, from, size := s.pieces[:0], 0, 0
+	for t := turns; t != nil; t = t.next {
+		if t.load != nil {
+			t.body, t.fail = t.load(t.room)
+		}
+		n := len(t.body)
+		if n == 0 {
+			continue
+		}
+		size += n
+		head = appendHeader(head, typeData, 0, t.id, uint32(n))
+		if n < copyBelow {
+			head = append(head, t.body...)
+		} else {
+			pieces = append(pieces, head[from:], t.body)
+			from = len(head)
+		}
+	}
+	if from < len(head) {
+		pieces = append(pieces, head[from:])
+	}
+	if len(pieces) == 0 {
+		return head, nil
+	}
+	err := s.gather(pieces)
+	clear(pieces)
+	s.pieces = pieces
+	batch := int(s.batch.Load())
+	switch took := time.Since(began); {
+	case took > slow:
+		s.batch.Store(MinTurn)
+	case took < quick && size > batch/2:
+		s.batch.Store(int32(min(2*batch, MaxTurn)))
+	}
+	return head, err
 }

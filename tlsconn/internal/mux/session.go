@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -39,7 +38,7 @@ type session struct {
 }
 
 // New starts a session over conn, whose client opens odd streams. It owns conn.
-// A conn with a method WriteAll(head, body []byte) error gets frames by it.
+// A conn with a method WriteAll(pieces [][]byte) error gets frames by it.
 func New(conn net.Conn, client bool, o Options) (Session, error) {
 	if o.MaxStreams == 0 || o.Window < MinWindow || o.KeepAlive <= 0 || o.WriteTimeout <= 0 {
 		return nil, fmt.Errorf("mux: options %+v", o)
@@ -48,14 +47,17 @@ func New(conn net.Conn, client bool, o Options) (Session, error) {
 	if client {
 		s.nextID = 1
 	}
-	s.out = sender{conn: conn, timeout: o.WriteTimeout, failed: s.fail, gather: func(head, body []byte) error {
-		if _, err := conn.Write(head); err != nil || len(body) == 0 {
-			return err
+	s.out.conn, s.out.timeout, s.out.failed = conn, o.WriteTimeout, s.fail
+	s.out.batch.Store(MinTurn)
+	s.out.gather = func(pieces [][]byte) error {
+		for _, p := range pieces {
+			if _, err := conn.Write(p); err != nil {
+				return err
+			}
 		}
-		_, err := conn.Write(body)
-		return err
-	}}
-	if g, ok := conn.(interface{ WriteAll(head, body []byte) error }); ok {
+		return nil
+	}
+	if g, ok := conn.(interface{ WriteAll([][]byte) error }); ok {
 		s.out.gather = g.WriteAll
 	}
 	s.heard.Store(time.Now().UnixNano())
@@ -287,26 +289,4 @@ func (s *session) forget(st *stream) {
 	if (st.id%2 == 1) != s.client {
 		s.incoming--
 	}
-}
-
-// discard reads n bytes that no stream wants.
-func discard(r *reader, n int) error {
-	p := newSegment(min(n, 1<<maxSegmentBits))
-	defer freeSegment(p)
-	b := (*p)[:cap(*p)]
-	for n > 0 {
-		k := min(n, len(b))
-		if err := r.full(b[:k]); err != nil {
-			return noEOF(err)
-		}
-		n -= k
-	}
-	return nil
-}
-
-func noEOF(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }

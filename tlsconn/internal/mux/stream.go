@@ -33,6 +33,9 @@ type stream struct {
 	window uint32 // what the peer may still send
 	coming int    // what it has begun to send and is not in buf yet
 	gone   bool   // taken off the session
+
+	sink    func([]byte) int
+	waiting bool // a Read waits, and has found nothing
 }
 
 func newStream(s *session, id uint32, first uint16) *stream {
@@ -68,6 +71,7 @@ func (st *stream) Read(p []byte) (int, error) {
 	defer st.rmu.Unlock()
 	for {
 		st.mu.Lock()
+		st.waiting = false
 		switch {
 		case st.in.err != nil:
 			err := st.in.err
@@ -95,6 +99,7 @@ func (st *stream) Read(p []byte) (int, error) {
 		if st.first == flagSYN {
 			open = st.opening(nil)
 		}
+		st.waiting = true
 		st.mu.Unlock()
 		if open != nil {
 			if err := st.s.out.now(open); err != nil {
@@ -129,59 +134,97 @@ func (st *stream) update() []byte {
 func (st *stream) Write(p []byte) (int, error) {
 	st.wmu.Lock()
 	defer st.wmu.Unlock()
-	total := 0
-	for {
-		st.mu.Lock()
-		switch {
-		case st.out.err != nil:
-			err := st.out.err
-			st.mu.Unlock()
-			return total, err
-		case st.out.ended:
-			st.mu.Unlock()
-			return total, net.ErrClosed
-		case st.out.limit.past:
-			st.mu.Unlock()
-			return total, errDeadline
-		case len(p) == 0:
-			st.mu.Unlock()
-			return total, nil
-		case st.credit == 0:
-			var open []byte
-			if st.first != 0 {
-				open = st.opening(nil)
-			}
-			st.mu.Unlock()
-			if open != nil {
-				if err := st.s.out.now(open); err != nil {
-					return total, st.sessionError(err)
-				}
-			}
-			<-st.out.wake
-			continue
-		}
-		n := min(len(p), MaxPayload, int(st.credit))
-		st.credit -= uint32(n)
-		var space [2 * headerSize]byte
-		before := st.opening(space[:0])
-		cancel := st.out.limit.channel()
-		st.mu.Unlock()
-		var h header
-		appendHeader(h[:0], typeData, 0, st.id, uint32(n))
-		if err := st.s.out.data(before, h, p[:n], cancel); err != nil {
-			if err == errDeadline {
-				st.mu.Lock()
-				st.credit += uint32(n)
-				st.mu.Unlock()
-				return total, err
-			}
-			return total, st.sessionError(err)
-		}
-		total += n
-		if p = p[n:]; len(p) == 0 {
-			return total, nil
-		}
+	if len(p) == 0 {
+		return 0, st.writable()
 	}
+	total := 0
+	for len(p) > 0 {
+		n, err := st.send(turn{room: len(p), body: p})
+		total += n
+		if err != nil {
+			return total, err
+		}
+		p = p[n:]
+	}
+	return total, nil
+}
+
+// WriteLoaded writes what load returns when the stream's turn has come: at most
+// room bytes, from which it must not wait. Until then no one holds them, and the
+// one who sends them has just read them. It returns how many were written, and
+// the error of load.
+func (st *stream) WriteLoaded(load func(room int) ([]byte, error)) (int, error) {
+	st.wmu.Lock()
+	defer st.wmu.Unlock()
+	return st.send(turn{room: MaxTurn, load: load})
+}
+
+// writable returns why nothing can be written, or nil.
+func (st *stream) writable() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.unwritable()
+}
+
+// unwritable is called with the lock held.
+func (st *stream) unwritable() error {
+	switch {
+	case st.out.err != nil:
+		return st.out.err
+	case st.out.ended:
+		return net.ErrClosed
+	case st.out.limit.past:
+		return errDeadline
+	}
+	return nil
+}
+
+// send sends as much of t as the window and one turn take, and returns how much.
+func (st *stream) send(t turn) (int, error) {
+	st.mu.Lock()
+	for {
+		if err := st.unwritable(); err != nil {
+			st.mu.Unlock()
+			return 0, err
+		}
+		if st.credit > 0 {
+			break
+		}
+		var open []byte
+		if st.first != 0 {
+			open = st.opening(nil)
+		}
+		st.mu.Unlock()
+		if open != nil {
+			if err := st.s.out.now(open); err != nil {
+				return 0, st.sessionError(err)
+			}
+		}
+		<-st.out.wake
+		st.mu.Lock()
+	}
+	room := min(t.room, int(st.s.out.batch.Load()), int(st.credit))
+	st.credit -= uint32(room)
+	var space [2 * headerSize]byte
+	before := st.opening(space[:0])
+	cancel := st.out.limit.channel()
+	st.mu.Unlock()
+	if t.id, t.room = st.id, room; t.load == nil {
+		t.body = t.body[:room]
+	}
+	n, loading, err := st.s.out.data(before, t, cancel)
+	if n < room {
+		st.mu.Lock()
+		st.credit += uint32(room - n)
+		st.mu.Unlock()
+	}
+	if err != nil && err != errDeadline {
+		return n, st.sessionError(err)
+	}
+	if err == nil {
+		err = loading
+	}
+	return n, err
 }
 
 // sessionError is why nothing can be sent: the session's end.
@@ -297,70 +340,6 @@ func (st *stream) release() {
 			h.limit.timer = nil
 		}
 	}
-}
-
-// receive takes n bytes of payload from the connection. A nil stream, or one
-// that is not read any more, throws them away.
-func (st *stream) receive(n int, r *reader) error {
-	if st == nil {
-		return discard(r, n)
-	}
-	st.mu.Lock()
-	if n > int(st.window) {
-		st.mu.Unlock()
-		return fmt.Errorf("%w: %d bytes for a window of %d", errProtocol, n, st.window)
-	}
-	if st.in.ended {
-		st.mu.Unlock()
-		return fmt.Errorf("%w: bytes after the end of stream %d", errProtocol, st.id)
-	}
-	st.window -= uint32(n)
-	for n > 0 {
-		if st.in.err != nil {
-			st.mu.Unlock()
-			return discard(r, n)
-		}
-		if r.i == r.j {
-			// The rest is not here yet: wait for it without the lock.
-			st.coming = n
-			st.mu.Unlock()
-			return st.receiveRest(n, r)
-		}
-		k := copy(st.buf.room(n), r.buf[r.i:r.j])
-		r.i += k
-		st.buf.added(k)
-		n -= k
-	}
-	st.mu.Unlock()
-	signal(st.in.wake)
-	return nil
-}
-
-// receiveRest takes bytes that the connection has yet to bring into segments of
-// their own, which join the stream's when they are full.
-func (st *stream) receiveRest(n int, r *reader) error {
-	signal(st.in.wake)
-	for n > 0 {
-		seg := newSegment(min(n, 1<<maxSegmentBits))
-		k := min(n, cap(*seg))
-		*seg = (*seg)[:k]
-		if err := r.full(*seg); err != nil {
-			freeSegment(seg)
-			return noEOF(err)
-		}
-		n -= k
-		st.mu.Lock()
-		st.coming = n
-		if st.in.err != nil {
-			freeSegment(seg)
-		} else {
-			st.buf.list = append(st.buf.list, seg)
-			st.buf.n += k
-		}
-		st.mu.Unlock()
-		signal(st.in.wake)
-	}
-	return nil
 }
 
 // addCredit lets the stream send more.
