@@ -2,6 +2,8 @@ package tlsconn_test
 
 import (
 	"io"
+	"net"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -55,6 +57,45 @@ func TestCountsComeBeforeBye(t *testing.T) {
 			assert.False(t, f.Truncated, "%s: %s", name, f.Reason)
 			assert.EqualValues(t, 5, f.Up)
 			assert.EqualValues(t, 5, f.Down)
+		}
+	}
+}
+
+// TestCountsOfManyFlowsAtOnce: whatever goes together, each flow's counts reach
+// the other end whole.
+func TestCountsOfManyFlowsAtOnce(t *testing.T) {
+	r := newRig(t, []tlsconn.Rule{serviceRule("echo")}, unlimited)
+	r.echo("echo")
+	at := r.forward("echo")
+	const workers, each = 40, 50
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for range each {
+				app, err := net.Dial("tcp", at)
+				if !assert.NoError(t, err) {
+					return
+				}
+				_, err = io.WriteString(app, "count")
+				assert.NoError(t, err)
+				assert.NoError(t, app.(*net.TCPConn).CloseWrite())
+				got, err := io.ReadAll(app)
+				assert.NoError(t, err)
+				assert.Equal(t, "count", string(got))
+				_ = app.Close()
+			}
+		})
+	}
+	wg.Wait()
+	for name, side := range map[string]*records{"node": r.node, "gateway": r.gate} {
+		require.Eventually(t, func() bool {
+			got, _ := side.all()
+			return len(got) == workers*each
+		}, waitTime, tickTime, name)
+		got, _ := side.all()
+		for _, f := range got {
+			require.False(t, f.Truncated, "%s: %s", name, f.Reason)
+			require.EqualValues(t, [2]uint64{5, 5}, [2]uint64{f.Up, f.Down}, name)
 		}
 	}
 }
