@@ -196,7 +196,8 @@ func (t *tunnel) deliver(f *flow, s mux.Stream) error {
 		if err := writeFrame(s, replyFrame{Version: wireVersion}); err != nil {
 			return t.flowError(err)
 		}
-		return svc.give(newFlowConn(f, s))
+		svc.give(newFlowConn(f, s))
+		return nil
 	}
 	addrs, err := t.e.resolve(f)
 	if err != nil {

@@ -203,16 +203,42 @@ func (e *endpoint) service(name string) *serviceListener {
 	return e.services[name]
 }
 
-func (l *serviceListener) give(c *flowConn) error {
+// give hands a flow, which was answered, to the service. It waits for room, for
+// OpenTimeout at most.
+func (l *serviceListener) give(c *flowConn) {
 	select {
 	case l.conns <- c:
-		return nil
-	case <-l.done:
-		c.f.reset(CodeUnreachable, "", errors.New("service is closing"))
 	default:
-		c.f.reset(CodeLimit, "", errors.New("service does not keep up"))
+		timer := time.NewTimer(l.e.cfg.Limits.OpenTimeout)
+		defer timer.Stop()
+		select {
+		case l.conns <- c:
+		case <-l.done:
+			c.f.reset(CodeUnreachable, "", errClosing)
+		case <-c.f.t.done: // which ended the flow
+		case <-timer.C:
+			c.f.reset(CodeLimit, "", errors.New("service does not keep up"))
+		}
 	}
-	return nil // the flow was answered and its end is audited
+	select {
+	case <-l.done:
+		l.turnAway()
+	default:
+	}
+}
+
+var errClosing = errors.New("service is closing")
+
+// turnAway resets the flows that wait for a service that has closed.
+func (l *serviceListener) turnAway() {
+	for {
+		select {
+		case c := <-l.conns:
+			c.f.reset(CodeUnreachable, "", errClosing)
+		default:
+			return
+		}
+	}
 }
 
 // Accept implements net.Listener. The connections have a method Peer() Peer.
@@ -236,14 +262,7 @@ func (l *serviceListener) Close() error {
 		l.e.mu.Lock()
 		delete(l.e.services, l.name)
 		l.e.mu.Unlock()
-		for {
-			select {
-			case c := <-l.conns:
-				c.f.reset(CodeUnreachable, "", errors.New("service is closing"))
-			default:
-				return
-			}
-		}
+		l.turnAway()
 	})
 	return nil
 }

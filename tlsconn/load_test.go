@@ -337,3 +337,50 @@ func BenchmarkBulk(b *testing.B) {
 		})
 	}
 }
+
+// TestServiceThatIsSlowToAccept: flows beyond its backlog wait for it, and are
+// reset when it closes.
+func TestServiceThatIsSlowToAccept(t *testing.T) {
+	r := newRig(t, []tlsconn.Rule{serviceRule("svc")}, unlimited)
+	ln, err := r.gateway.Listen("svc")
+	require.NoError(t, err)
+	const flows = 150
+	open := func() (list []net.Conn) {
+		for range flows {
+			list = append(list, r.dial("svc"))
+		}
+		return list
+	}
+	for _, c := range open() {
+		_, err := c.Write([]byte("x"))
+		require.NoError(t, err)
+		closeWrite(t, c)
+	}
+	for range flows {
+		c, err := ln.Accept()
+		require.NoError(t, err)
+		got, err := io.ReadAll(c)
+		require.NoError(t, err)
+		require.Equal(t, "x", string(got))
+		require.NoError(t, c.Close())
+	}
+	list := open()
+	first, err := ln.Accept()
+	require.NoError(t, err)
+	require.NoError(t, ln.Close())
+	_, err = first.Write([]byte("x"))
+	require.NoError(t, err)
+	kept := 0
+	for _, c := range list {
+		_ = c.SetReadDeadline(time.Now().Add(waitTime))
+		_, err := c.Read(make([]byte, 1))
+		if err == nil {
+			kept++
+			continue
+		}
+		var refused *tlsconn.RefusedError
+		require.ErrorAs(t, err, &refused)
+		require.Equal(t, tlsconn.CodeUnreachable, refused.Code)
+	}
+	require.Equal(t, 1, kept, "the one that was accepted goes on")
+}
