@@ -1,6 +1,7 @@
 package tlsconn
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -389,26 +390,29 @@ func (c *Client) Forward(ctx context.Context, ln net.Listener, network, address 
 // that goes with the open frame.
 const firstBytes = 2 << 10
 
-var firstBuffers = sync.Pool{New: func() any { b := make([]byte, firstBytes); return &b }}
-
 func (c *Client) forward(ctx context.Context, local net.Conn, tg target) {
 	growStack()
-	b := firstBuffers.Get().(*[]byte)
-	var n int
-	var err error
-	if tg.proto == TCP {
-		n, err = readNow(local, *b)
-	}
-	var far net.Conn
-	if err == nil {
-		far, err = c.dial(ctx, time.Now().Add(c.e.cfg.Limits.OpenTimeout+dialTimeout), tg, (*b)[:n])
-	}
-	firstBuffers.Put(b)
+	far, err := c.forwardTo(ctx, local, tg)
 	if err != nil {
 		abortConn(local)
 		return
 	}
 	_, _, _ = Relay(ctx, far, local) // this goroutine sends, on the stack that it has grown
+}
+
+func (c *Client) forwardTo(ctx context.Context, local net.Conn, tg target) (net.Conn, error) {
+	var first []byte
+	if s := socketOf(local); s != nil && tg.proto == TCP {
+		b, n, err := s.take(firstBytes)
+		if err != nil && err != io.EOF { // a reset shows once only: here
+			return nil, err
+		}
+		if b != nil { // the large buffer is not held while the far end thinks
+			first = bytes.Clone((*b)[:n])
+			buffers.put(b)
+		}
+	}
+	return c.dial(ctx, time.Now().Add(c.e.cfg.Limits.OpenTimeout+dialTimeout), tg, first)
 }
 
 // Close closes the client and its tunnels, and waits for Run to return.

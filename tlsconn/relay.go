@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/trusttree/trusttree/tlsconn/internal/mux"
 )
@@ -36,17 +37,23 @@ func Relay(ctx context.Context, a, b net.Conn) (up, down uint64, err error) {
 		})
 	}
 	stop := context.AfterFunc(ctx, func() { fail(context.Cause(ctx)) })
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		n, e := copyHalf(b, a)
-		if up = n; e != nil {
+	var ends atomic.Int32
+	half := func(dst, src net.Conn) uint64 {
+		n, e := copyHalf(dst, src)
+		if e == io.EOF {
+			e = endHalf(dst, ends.Add(1) == 2)
+		}
+		if e != nil {
 			fail(e)
 		}
-	})
-	var e error
-	if down, e = copyHalf(a, b); e != nil {
-		fail(e)
+		return n
 	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		growStack()
+		up = half(b, a)
+	})
+	down = half(a, b)
 	wg.Wait()
 	stop()
 	once.Do(func() {
@@ -80,7 +87,7 @@ func lenderOf(c net.Conn) lender {
 	return nil
 }
 
-// copyHalf copies one direction and passes its clean end on.
+// copyHalf copies one direction. io.EOF is its clean end.
 func copyHalf(dst, src net.Conn) (n uint64, err error) {
 	l := lenderOf(src)
 	if l == nil {
@@ -94,7 +101,7 @@ func copyHalf(dst, src net.Conn) (n uint64, err error) {
 	for {
 		b, r, err := l.lend()
 		if err != nil {
-			return n, endHalf(dst, err)
+			return n, err
 		}
 		w, err := dst.Write((*b)[:r])
 		buffers.put(b)
@@ -123,7 +130,7 @@ func copyToFlow(dst *flowConn, src *socket) (n uint64, err error) {
 		sent := false
 		if busy {
 			if err := src.await(); err != nil {
-				return n, endHalf(dst, err)
+				return n, err
 			}
 			w, sent, err = dst.writeLoaded(load)
 			if b != nil {
@@ -142,18 +149,22 @@ func copyToFlow(dst *flowConn, src *socket) (n uint64, err error) {
 		}
 		n += uint64(w)
 		if err != nil {
-			return n, endHalf(dst, err)
+			return n, err
 		}
 		busy = w >= busyRead
 	}
 }
 
-// endHalf passes the end of a direction on, if it was a clean one.
-func endHalf(dst net.Conn, err error) error {
-	if err != io.EOF {
-		return err
-	}
-	if c, ok := dst.(writeCloser); ok {
+// endHalf passes the clean end of a direction on. A socket is told the last one
+// by closing it.
+func endHalf(dst net.Conn, last bool) error {
+	switch c := dst.(type) {
+	case *net.TCPConn:
+		if last {
+			return nil
+		}
+		return c.CloseWrite()
+	case writeCloser:
 		return c.CloseWrite()
 	}
 	return nil
@@ -193,7 +204,7 @@ func copyFlow(dst, src net.Conn) (n uint64, err error) {
 			}
 		}
 		if rerr != nil {
-			return n, endHalf(dst, rerr)
+			return n, rerr
 		}
 		switch {
 		case large == nil && r == len(small):
