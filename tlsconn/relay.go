@@ -49,10 +49,7 @@ func Relay(ctx context.Context, a, b net.Conn) (up, down uint64, err error) {
 		return n
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		growStack()
-		up = half(b, a)
-	})
+	wg.Go(func() { up = half(b, a) })
 	down = half(a, b)
 	wg.Wait()
 	stop()

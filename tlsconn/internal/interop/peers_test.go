@@ -239,7 +239,7 @@ func load(t testing.TB) string {
 			}
 			go func() {
 				defer c.Close()
-				b := make([]byte, 256<<10)
+				b := make([]byte, 4<<10)
 				if _, err := io.ReadFull(c, b[:1]); err != nil {
 					return
 				}
@@ -255,6 +255,7 @@ func load(t testing.TB) string {
 				if b[0] == 'S' { // says that it is there
 					_, _ = c.Write(b[:1])
 				}
+				b = make([]byte, 256<<10)
 				for { // sink, a byte when all of it is there
 					n, err := c.Read(b)
 					if err != nil {

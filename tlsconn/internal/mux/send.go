@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,8 @@ const (
 	urgentLimit = 1 << 20
 	// copyBelow is the longest payload that is copied to be sent with its header.
 	copyBelow = 8 << 10
+	// crowd is with how many live streams a writer lets others add to what it sends.
+	crowd = 8
 	// leadFor is after how many rounds for others a writer goes its own way.
 	leadFor = 4
 	// A write that takes less than quick makes the next ones larger, up to
@@ -54,6 +57,7 @@ type sender struct {
 	deadline time.Time // owned by the one who writes, as what follows
 	pieces   [][]byte
 
+	live  atomic.Int32 // streams
 	batch atomic.Int32 // how many bytes of bulk go into one write
 }
 
@@ -195,6 +199,9 @@ func (s *sender) take() *turn {
 // write is called by the one who writes. It sends what goes first and its own
 // frame, if it has one, and then lets whose turn it is go on.
 func (s *sender) write(own *turn) {
+	if own == nil && s.live.Load() >= crowd {
+		runtime.Gosched() // others that are ready to send do, and go along
+	}
 	for round := 0; ; round++ {
 		s.mu.Lock()
 		switch {
