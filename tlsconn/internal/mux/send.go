@@ -20,8 +20,9 @@ const (
 	urgentLimit = 1 << 20
 	// copyBelow is the longest payload that is copied to be sent with its header.
 	copyBelow = 8 << 10
-	// crowd is with how many live streams a writer lets others add to what it sends.
-	crowd = 8
+	// mostAlone is how many writes in a row do not ask whether others have
+	// something to send, too, after it was so seldom.
+	mostAlone = 63
 	// leadFor is after how many rounds for others a writer goes its own way.
 	leadFor = 4
 	// A write that takes less than quick makes the next ones larger, up to
@@ -57,7 +58,8 @@ type sender struct {
 	deadline time.Time // owned by the one who writes, as what follows
 	pieces   [][]byte
 
-	live  atomic.Int32 // streams
+	alone, ask int // how many writes of one's own do not ask, and how many are left
+
 	batch atomic.Int32 // how many bytes of bulk go into one write
 }
 
@@ -196,11 +198,34 @@ func (s *sender) take() *turn {
 	return t
 }
 
+// invite lets who else is ready to send add to what goes out, for fewer and larger
+// writes. It is called by the one who writes, and the less often the less came of
+// it.
+func (s *sender) invite() {
+	if s.ask > 0 {
+		s.ask--
+		return
+	}
+	waiting := func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.urgent)
+	}
+	before := waiting()
+	runtime.Gosched()
+	if waiting() > before {
+		s.alone = 0
+	} else {
+		s.alone = min(s.alone+1, mostAlone)
+	}
+	s.ask = s.alone
+}
+
 // write is called by the one who writes. It sends what goes first and its own
 // frame, if it has one, and then lets whose turn it is go on.
 func (s *sender) write(own *turn) {
-	if own == nil && s.live.Load() >= crowd {
-		runtime.Gosched() // others that are ready to send do, and go along
+	if own == nil {
+		s.invite()
 	}
 	for round := 0; ; round++ {
 		s.mu.Lock()

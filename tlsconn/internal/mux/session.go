@@ -91,7 +91,6 @@ func (s *session) Open(ctx context.Context) (Stream, error) {
 	}
 	st := newStream(s, s.nextID, flagSYN)
 	s.streams[st.id] = st
-	s.out.live.Store(int32(len(s.streams)))
 	s.nextID += 2
 	return st, nil
 }
@@ -270,7 +269,6 @@ func (s *session) find(id uint32, flags uint16) (*stream, error) {
 		case s.accepts <- st:
 			s.incoming++
 			s.streams[id] = st
-			s.out.live.Store(int32(len(s.streams)))
 			s.mu.Unlock()
 			return st, nil
 		default: // streams that ended while they waited still have places
@@ -288,7 +286,6 @@ func (s *session) forget(st *stream) {
 		return
 	}
 	delete(s.streams, st.id)
-	s.out.live.Store(int32(len(s.streams)))
 	if (st.id%2 == 1) != s.client {
 		s.incoming--
 	}
