@@ -291,7 +291,10 @@ func (c *secureConn) lend() (*[]byte, int, error) {
 		b := buffers.get(relayShare)
 		n, err := c.readNow(*b)
 		if err == nil {
-			return b, n + c.readMore((*b)[n:]), nil
+			n += c.readMore((*b)[n:])
+		}
+		if n > 0 { // what came with it shows again in the next read
+			return b, n, nil
 		}
 		buffers.put(b)
 		if _, wait := err.(errWouldWait); wait {

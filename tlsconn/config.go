@@ -26,7 +26,7 @@ type Config struct {
 	// RequirePQ refuses sessions whose key exchange is not a post-quantum
 	// hybrid. Hybrids are preferred in any case.
 	RequirePQ bool
-	// InsecureTLS12 lets plain-mode peers (ServerTLS, ClientTLS) use TLS 1.2.
+	// InsecureTLS12 lets plain-mode peers (PlainServer, PlainClient, ServePlain) use TLS 1.2.
 	// Tunnels are always TLS 1.3.
 	InsecureTLS12 bool
 	// Limits bound what the far end can make this end do. Zero fields mean the

@@ -1,8 +1,11 @@
 package tlsconn_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -181,4 +184,62 @@ func TestRateHoldsForRelayedBytes(t *testing.T) {
 	}
 	closeWrite(t, c)
 	assert.Greater(t, <-done, time.Second, "two seconds' worth, of which a quarter of a second's may come at once")
+}
+
+// TestLastWordsArriveWithTheEnd: bytes that come together with the end of a TLS
+// connection are relayed before it.
+func TestLastWordsArriveWithTheEnd(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		for _, size := range []int{1, 100, 400, 5000, 16 << 10, 300_000} {
+			t.Run(fmt.Sprintf("%s/%d", tls.VersionName(version), size), func(t *testing.T) { lastWords(t, version, size) })
+		}
+	}
+}
+
+func lastWords(t *testing.T, version uint16, size int) {
+	ca := newCA(t, "ca")
+	cfg := tlsconn.Config{Identity: ca.identity(gatewayName), Trust: ca.trust(), Authorize: allow(t, nodeName), InsecureTLS12: true}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	dst, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer dst.Close()
+	said := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		raw, err := ln.Accept()
+		if !assert.NoError(t, err) {
+			return
+		}
+		s, _, err := cfg.PlainServer(context.Background(), raw)
+		if !assert.NoError(t, err) {
+			return
+		}
+		far, err := net.Dial("tcp", dst.Addr().String())
+		if !assert.NoError(t, err) {
+			return
+		}
+		<-said // all of it is here
+		_, _, err = tlsconn.Relay(context.Background(), s, far)
+		assert.NoError(t, err)
+	})
+	c, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{ca.pair(nodeName)}, MaxVersion: version})
+	require.NoError(t, err)
+	words := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{3}).Read(words)
+	_, err = c.Write(words)
+	require.NoError(t, err)
+	require.NoError(t, c.CloseWrite())
+	close(said)
+	d, err := dst.Accept()
+	require.NoError(t, err)
+	got, err := io.ReadAll(d)
+	require.NoError(t, err)
+	assert.True(t, bytes.Equal(words, got), "%d bytes of %d", len(got), size)
+	require.NoError(t, d.Close())
+	_, err = io.ReadAll(c)
+	require.NoError(t, err)
+	require.NoError(t, c.Close())
 }

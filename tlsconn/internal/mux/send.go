@@ -63,8 +63,8 @@ type sender struct {
 	batch atomic.Int32 // how many bytes of bulk go into one write
 }
 
-// turn is what one stream sends at a time, as one or several bulk frames, and the
-// goroutine that waits to send it.
+// turn is what one stream sends at a time, as one frame, and the goroutine that
+// waits to send it.
 type turn struct {
 	id   uint32
 	room int // most bytes of body
