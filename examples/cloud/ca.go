@@ -153,7 +153,7 @@ func loadCert(name string) (*x509.Certificate, error) {
 }
 
 func loadPEM(name, want string) ([]byte, error) {
-	data, err := os.ReadFile(name)
+	data, err := wire.ReadCapped(name, maxBundle)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +183,7 @@ func loadIdentity(certFile, keyFile string) ([][]byte, crypto.Signer, error) {
 }
 
 func loadAge(name string) (age.Identity, error) {
-	data, err := os.ReadFile(name)
+	data, err := wire.ReadCapped(name, maxBundle)
 	if err != nil {
 		return nil, err
 	}

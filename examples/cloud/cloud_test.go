@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +71,31 @@ func TestInitNeverReplacesKeys(t *testing.T) {
 	after, err := os.ReadFile(filepath.Join(state, "ca.key"))
 	require.NoError(t, err)
 	assert.Equal(t, before, after)
+}
+
+// TestFilesOfAnySizeAreNamed: an empty file, or one of gigabytes, in the state
+// directory stops the cloud at once, with the file's name.
+func TestFilesOfAnySizeAreNamed(t *testing.T) {
+	state := initialised(t)
+	maker, err := os.ReadFile(filepath.Join(state, "ca.crt"))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(state, "tpm-makers", "maker.pem"), maker, 0o600))
+	for _, name := range []string{"ca.crt", "ca.key", "gateway.crt", "gateway.key", "owner.pub", "policy.pub", "spool.key", "assignments.json", "flows.json", "module-revocations", "cloud.json"} {
+		file := filepath.Join(state, name)
+		good, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, size := range []int64{0, 5 << 30} {
+			require.NoError(t, os.WriteFile(file, nil, 0o600))
+			require.NoError(t, os.Truncate(file, size)) // a hole, where the file system has them
+			err := command(t.Context(), []string{"serve", "-state", state, "-check"}, &bytes.Buffer{})
+			assert.ErrorContains(t, err, strings.TrimSuffix(name, ".json"), "%d bytes", size)
+			if size > 0 {
+				assert.ErrorContains(t, err, "longer than")
+			}
+		}
+		require.NoError(t, os.WriteFile(file, good, 0o600))
+	}
+	require.NoError(t, command(t.Context(), []string{"serve", "-state", state, "-check"}, &bytes.Buffer{}))
 }
 
 func TestCommandExitCodes(t *testing.T) {

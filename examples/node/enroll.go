@@ -40,7 +40,7 @@ func (n *node) identify(ctx context.Context) error {
 	if n.cfg.BootID != "none" {
 		c.Collectors = append(c.Collectors, attest.FileCollector(bootid.MediaType, n.cfg.BootID, 64))
 	}
-	pin, err := os.ReadFile(n.pinFile())
+	pin, err := wire.ReadCapped(n.pinFile(), 256)
 	switch {
 	case err == nil:
 		if c.EKName, err = hex.DecodeString(strings.TrimSpace(string(pin))); err != nil {

@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/trusttree/trusttree/examples/wire"
 	"github.com/trusttree/trusttree/moduleid"
 	"github.com/trusttree/trusttree/moduleid/atecc"
 	"github.com/trusttree/trusttree/moduleid/spdm"
@@ -48,7 +48,7 @@ func (n *node) openModules() error {
 		bays = append(bays, moduleid.BayConfig{Connector: m.Bay, Open: open})
 	}
 	name := filepath.Join(n.runDir(), "modules.cel")
-	log, err := os.ReadFile(name)
+	log, err := wire.ReadCapped(name, 64<<20)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -165,7 +165,7 @@ func (n *node) rebootDue(ctx context.Context, u *updater) bool {
 		return false
 	}
 	name, want := filepath.Join(n.cfg.State, "update", "rebooted-for"), state.Release.Version+"\n"
-	if old, err := os.ReadFile(name); err == nil && string(old) == want {
+	if old, err := wire.ReadCapped(name, 4096); err == nil && string(old) == want {
 		n.log.Warn("release still waits for its boot", "event", "update.not-booted", "version", state.Release.Version)
 		return false
 	}

@@ -207,7 +207,7 @@ func (n *node) touch(v *fscrypt.Volume) error {
 	write, read := v.WriteFile, v.ReadFile
 	if dir := v.Path(); dir != "" {
 		write = func(name string, data []byte) error { return writeFile(filepath.Join(dir, name), data) }
-		read = func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, name)) }
+		read = func(name string) ([]byte, error) { return wire.ReadCapped(filepath.Join(dir, name), 4096) }
 	}
 	line := []byte("last opened " + time.Now().UTC().Format(time.RFC3339Nano) + "\n")
 	if err := write("opened", line); err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -20,6 +21,22 @@ type loaded struct {
 	policy *tlsconn.Policy
 }
 
+// maxFile bounds a file of certificates, CRLs or rules, in bytes.
+const maxFile = 64 << 20
+
+func readFile(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("%s: longer than %d bytes", name, maxFile)
+	}
+	return data, err
+}
+
 // read reads every file, and changes nothing.
 func (t *tunnel) read() (*loaded, error) {
 	l := &loaded{}
@@ -27,7 +44,7 @@ func (t *tunnel) read() (*loaded, error) {
 	if l.cert, err = tls.LoadX509KeyPair(t.o.cert, t.o.key); err != nil {
 		return nil, fmt.Errorf("certificate %s with key %s: %w", t.o.cert, t.o.key, err)
 	}
-	data, err := os.ReadFile(t.o.cacert)
+	data, err := readFile(t.o.cacert)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +63,7 @@ func (t *tunnel) read() (*loaded, error) {
 		return nil, fmt.Errorf("%s: no PEM certificate in it", t.o.cacert)
 	}
 	if t.o.crl != "" {
-		if data, err = os.ReadFile(t.o.crl); err != nil {
+		if data, err = readFile(t.o.crl); err != nil {
 			return nil, err
 		}
 		for rest := data; ; {
@@ -61,7 +78,7 @@ func (t *tunnel) read() (*loaded, error) {
 		}
 	}
 	if t.o.policy != "" {
-		if data, err = os.ReadFile(t.o.policy); err != nil {
+		if data, err = readFile(t.o.policy); err != nil {
 			return nil, err
 		}
 		if l.policy, err = tlsconn.ParsePolicy(data); err != nil {
@@ -177,7 +194,7 @@ func (d crlDir) LoadCRLs() ([][]byte, error) {
 	}
 	var out [][]byte
 	for _, n := range names {
-		b, err := os.ReadFile(n)
+		b, err := readFile(n)
 		if err != nil {
 			return nil, err
 		}

@@ -60,7 +60,7 @@ func (b *efiBoot) file(name string) string { return filepath.Join(b.cfg.Dir, nam
 
 // read returns a variable as 16-bit numbers; nil where there is none.
 func (b *efiBoot) read(name string) ([]uint16, error) {
-	data, err := os.ReadFile(b.file(name))
+	data, err := readFile(b.file(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"sync"
 
 	"github.com/trusttree/trusttree/internal/durable"
@@ -56,7 +55,7 @@ func NewFile(path string, running, other update.Slot) (*File, error) {
 }
 
 func (f *File) load() (*fileState, error) {
-	data, err := os.ReadFile(f.path)
+	data, err := readFile(f.path)
 	if err != nil {
 		return nil, fmt.Errorf("boot: %w", err)
 	}

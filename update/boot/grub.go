@@ -68,7 +68,7 @@ const (
 )
 
 func (g grubEnv) load() (map[string]string, error) {
-	data, err := os.ReadFile(string(g))
+	data, err := readFile(string(g))
 	if errors.Is(err, os.ErrNotExist) {
 		return map[string]string{}, nil
 	}

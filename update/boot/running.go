@@ -2,6 +2,7 @@ package boot
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -18,7 +19,7 @@ func runningSlot(file string) (update.Slot, error) {
 	if file == "" {
 		file = "/proc/cmdline"
 	}
-	data, err := os.ReadFile(file)
+	data, err := readFile(file)
 	if err != nil {
 		return "", fmt.Errorf("boot: %w", err)
 	}
@@ -28,6 +29,22 @@ func runningSlot(file string) (update.Slot, error) {
 		}
 	}
 	return "", fmt.Errorf("boot: %s has no %s=: let the boot loader pass its slot", file, CommandLine)
+}
+
+// maxFile bounds what a boot loader's files hold, in bytes.
+const maxFile = 64 << 10
+
+func readFile(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1)) // kernel files have no size
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("%s: longer than %d bytes", name, maxFile)
+	}
+	return data, err
 }
 
 // entry is what a loader that keeps variables knows of a slot.

@@ -92,7 +92,7 @@ func (b *systemdBoot) scan() (map[update.Slot]sdEntry, error) {
 				return nil, fmt.Errorf("boot: entry %s: %w", f.Name(), err)
 			}
 		}
-		data, err := os.ReadFile(filepath.Join(b.cfg.Dir, f.Name()))
+		data, err := readFile(filepath.Join(b.cfg.Dir, f.Name()))
 		if err != nil {
 			return nil, fmt.Errorf("boot: %w", err)
 		}

@@ -63,3 +63,42 @@ func TestDamagedBootEntryIsReplaced(t *testing.T) {
 		require.NoError(t, c.MarkGood(t.Context(), "a"))
 	}
 }
+
+// TestHugeFilesAreNotRead: who can write to a boot partition does not make the
+// node read gigabytes into memory.
+func TestHugeFilesAreNotRead(t *testing.T) {
+	huge := func(t *testing.T, name string) string {
+		require.NoError(t, os.WriteFile(name, nil, 0o600))
+		require.NoError(t, os.Truncate(name, 5<<30)) // a hole, where the file system has them
+		t.Cleanup(func() { _ = os.Remove(name) })
+		return name
+	}
+	for name, open := range map[string]func(t *testing.T, dir string) error{
+		"state of a file": func(t *testing.T, dir string) error {
+			f, err := boot.NewFile(huge(t, filepath.Join(dir, "boot.json")), "a", "b")
+			if err == nil {
+				_, err = f.Slots(t.Context())
+			}
+			return err
+		},
+		"GRUB's environment": func(t *testing.T, dir string) error {
+			_, err := boot.NewGRUB(boot.GRUBConfig{Path: huge(t, filepath.Join(dir, "grubenv")), Slots: ab, CommandLine: cmdline(t, dir, "a")})
+			return err
+		},
+		"systemd-boot's entry": func(t *testing.T, dir string) error {
+			huge(t, filepath.Join(dir, "trusttree-a.conf"))
+			c, err := boot.NewSystemdBoot(boot.SystemdBootConfig{Dir: dir, Slots: ab, CommandLine: cmdline(t, dir, "a"), Entries: map[update.Slot]string{
+				"a": "options trusttree.slot=a\n", "b": "options trusttree.slot=b\n"}})
+			if err == nil {
+				_, err = c.Slots(t.Context())
+			}
+			return err
+		},
+		"command line": func(t *testing.T, dir string) error {
+			_, err := boot.NewGRUB(boot.GRUBConfig{Path: filepath.Join(dir, "grubenv"), Slots: ab, CommandLine: huge(t, filepath.Join(dir, "cmdline"))})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) { assert.ErrorContains(t, open(t, t.TempDir()), "longer than 65536 bytes") })
+	}
+}
