@@ -154,9 +154,6 @@ func TestFirstBytesThatAreNotTaken(t *testing.T) {
 			tlsconn.FlowRecord{Code: tlsconn.CodeTimeout, DecidedBy: tlsconn.AtNode, Rule: "services", Up: 5, Truncated: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "never" && testing.Short() {
-				t.Skip("takes ten seconds")
-			}
 			var flows atomic.Int32
 			w := &wires{}
 			r := newRig(t, []tlsconn.Rule{serviceRule("svc")}, func(r *rig) {

@@ -173,12 +173,14 @@ func copyFlow(dst, src net.Conn) (n uint64, err error) {
 	small, quiet := make([]byte, idleBuffer), 0
 	var large *[]byte
 	var sunk uint64
-	stop, tried := func() {}, false
+	var stop func() // of the sink, once there is one
 	defer func() {
 		if large != nil {
 			buffers.put(large)
 		}
-		stop()
+		if stop != nil {
+			stop()
+		}
 		n += sunk
 	}()
 	for {
@@ -193,11 +195,8 @@ func copyFlow(dst, src net.Conn) (n uint64, err error) {
 			if werr != nil {
 				return n, werr
 			}
-			if f, ok := src.(*flowConn); ok && !tried {
-				tried = true
-				if end, ok := f.sinkTo(dst, &sunk); ok {
-					stop = end
-				}
+			if f, ok := src.(*flowConn); ok && stop == nil {
+				stop = f.sinkTo(dst, &sunk)
 			}
 		}
 		if rerr != nil {

@@ -17,6 +17,7 @@ type socket struct {
 
 	share int32 // of the large buffers
 	room  int   // most bytes of the next read; 0 is the buffer's size
+	now   bool  // it does not wait
 
 	in  *[]byte // of the last read, with n bytes, or err
 	n   int
@@ -26,7 +27,7 @@ type socket struct {
 	out     []byte
 	written int
 
-	read, readNow, peek, write func(fd uintptr) bool // made once
+	read, peek, write func(fd uintptr) bool // made once
 }
 
 // socketOf returns nil for what is no stream socket itself: what wraps one may do
@@ -50,7 +51,6 @@ func socketOf(c net.Conn) *socket {
 	}
 	s := &socket{c: c, rc: rc, share: relayShare}
 	s.read, s.write, s.peek = s.tryRead, s.tryWrite, s.tryPeek
-	s.readNow = func(fd uintptr) bool { s.tryRead(fd); return true }
 	return s
 }
 
@@ -70,11 +70,14 @@ func (s *socket) tryRead(fd uintptr) bool {
 	}
 	buffers.put(s.in)
 	s.in = nil
-	return false
+	return s.now
 }
 
 // lend waits for bytes and returns them in a buffer that the caller puts back.
-func (s *socket) lend() (*[]byte, int, error) { return s.lent(s.rc.Read(s.read)) }
+func (s *socket) lend() (*[]byte, int, error) {
+	s.now = false
+	return s.lent(s.rc.Read(s.read))
+}
 
 // lent is what came of a read.
 func (s *socket) lent(err error) (*[]byte, int, error) {
@@ -119,8 +122,8 @@ func (s *socket) failed(err error) error {
 
 // take is lend for who does not wait: without bytes the buffer is nil.
 func (s *socket) take(room int) (*[]byte, int, error) {
-	s.room = room
-	return s.lent(s.rc.Read(s.readNow))
+	s.room, s.now = room, true
+	return s.lent(s.rc.Read(s.read))
 }
 
 func (s *socket) tryWrite(fd uintptr) bool {

@@ -6,10 +6,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
+	"github.com/trusttree/trusttree/examples/wire"
 	"github.com/trusttree/trusttree/tlsconn"
 )
 
@@ -24,19 +24,6 @@ type loaded struct {
 // maxFile bounds a file of certificates, CRLs or rules, in bytes.
 const maxFile = 64 << 20
 
-func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(data) > maxFile {
-		err = fmt.Errorf("%s: longer than %d bytes", name, maxFile)
-	}
-	return data, err
-}
-
 // read reads every file, and changes nothing.
 func (t *tunnel) read() (*loaded, error) {
 	l := &loaded{}
@@ -44,7 +31,7 @@ func (t *tunnel) read() (*loaded, error) {
 	if l.cert, err = tls.LoadX509KeyPair(t.o.cert, t.o.key); err != nil {
 		return nil, fmt.Errorf("certificate %s with key %s: %w", t.o.cert, t.o.key, err)
 	}
-	data, err := readFile(t.o.cacert)
+	data, err := wire.ReadCapped(t.o.cacert, maxFile)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +50,7 @@ func (t *tunnel) read() (*loaded, error) {
 		return nil, fmt.Errorf("%s: no PEM certificate in it", t.o.cacert)
 	}
 	if t.o.crl != "" {
-		if data, err = readFile(t.o.crl); err != nil {
+		if data, err = wire.ReadCapped(t.o.crl, maxFile); err != nil {
 			return nil, err
 		}
 		for rest := data; ; {
@@ -78,7 +65,7 @@ func (t *tunnel) read() (*loaded, error) {
 		}
 	}
 	if t.o.policy != "" {
-		if data, err = readFile(t.o.policy); err != nil {
+		if data, err = wire.ReadCapped(t.o.policy, maxFile); err != nil {
 			return nil, err
 		}
 		if l.policy, err = tlsconn.ParsePolicy(data); err != nil {
@@ -194,7 +181,7 @@ func (d crlDir) LoadCRLs() ([][]byte, error) {
 	}
 	var out [][]byte
 	for _, n := range names {
-		b, err := readFile(n)
+		b, err := wire.ReadCapped(n, maxFile)
 		if err != nil {
 			return nil, err
 		}
