@@ -27,8 +27,16 @@ const maxFile = 64 << 20
 // read reads every file, and changes nothing.
 func (t *tunnel) read() (*loaded, error) {
 	l := &loaded{}
-	var err error
-	if l.cert, err = tls.LoadX509KeyPair(t.o.cert, t.o.key); err != nil {
+	cert, err := wire.ReadCapped(t.o.cert, maxFile)
+	if err != nil {
+		return nil, err
+	}
+	key, err := wire.ReadCapped(t.o.key, maxFile)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(key)
+	if l.cert, err = tls.X509KeyPair(cert, key); err != nil {
 		return nil, fmt.Errorf("certificate %s with key %s: %w", t.o.cert, t.o.key, err)
 	}
 	data, err := wire.ReadCapped(t.o.cacert, maxFile)

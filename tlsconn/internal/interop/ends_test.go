@@ -90,6 +90,29 @@ func TestReloadOfABadFileKeepsTheOld(t *testing.T) {
 	assert.Contains(t, string(out), "older than 5", "a restart forgets nothing")
 }
 
+// TestFilesOfAnySizeAreRefused: an empty file or one of gigabytes stops the start
+// with its name.
+func TestFilesOfAnySizeAreRefused(t *testing.T) {
+	p := newPKI(t)
+	p.crl(1)
+	bin, err := build()
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(p.path("policy.json"), []byte(`{"version":1,"serial":1,"rules":[]}`), 0o600))
+	for _, size := range []int64{0, 5 << 30} {
+		bad := p.path("bad-file")
+		require.NoError(t, os.WriteFile(bad, nil, 0o600))
+		require.NoError(t, os.Truncate(bad, size)) // a hole, where the file system has them
+		for _, flag := range []string{"-cacert", "-cert", "-key", "-policy", "-crl"} {
+			out, err := exec.Command(bin, "server", "-listen", freePort(t), "-target", freePort(t), "-cacert", p.path("ca.pem"), "-cert", p.path("server.pem"), "-key", p.path("server.key"),
+				"-allow-uri", "spiffe://city.example/node/*", "-policy", p.path("policy.json"), "-crl", p.path("crl.pem"), flag, bad).CombinedOutput()
+			var exit *exec.ExitError
+			require.ErrorAs(t, err, &exit, flag)
+			assert.Equal(t, 1, exit.ExitCode(), "%s of %d bytes: %s", flag, size, out)
+			assert.Contains(t, string(out), "bad-file", flag)
+		}
+	}
+}
+
 // TestSilentNetworkCutIsAReset: the wire between the two ends goes away without a
 // word; the destination sees a reset within a minute.
 func TestSilentNetworkCutIsAReset(t *testing.T) {
